@@ -1,0 +1,186 @@
+"""The bundle: a directory of exported towers and the manifest that describes them.
+
+    BUNDLE/manifest.json
+    BUNDLE/question_encoder/   model.fp32.onnx  tokenizer.json  golden.npz
+    BUNDLE/context_encoder/    the same
+
+One checkpoint that serves as both towers is stored once, in BUNDLE/shared_encoder. The manifest is the only place
+that says how a text becomes an embedding; nothing is read from the checkpoint again.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from narrows import durable
+from narrows.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+Pooling = Literal["cls", "mean"]
+Similarity = Literal["inner_product", "cosine"]
+TextPreset = Literal["hf"]
+Role = Literal["question_encoder", "context_encoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSettings:
+    """How text becomes WordPiece ids. `vocabulary_sha256` covers the tokens in id order, a newline after each."""
+
+    lowercase: bool
+    strip_accents: bool | None  # None: as lowercase
+    clean_text: bool
+    handle_chinese_chars: bool
+    unk_token: str
+    cls_token: str
+    sep_token: str
+    pad_token: str
+    mask_token: str
+    max_word_chars: int
+    vocabulary_sha256: str
+    vocabulary_size: int
+    text_preset: TextPreset
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a tower came from."""
+
+    name: str  # hub id, or the directory's own name
+    revision: str  # hub commit; empty for a directory
+    kind: Literal["dpr", "sentence-transformers"]
+    weights_file: str
+    weights_sha256: str
+    license: str
+    language: str
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One numeric form of a tower. `golden_tolerance` bounds the max abs error at load."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+    fused_ops: dict[str, int]
+    parity_max_abs_error: float
+    golden_file: str
+    golden_sha256: str
+    golden_tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class TowerManifest:
+    """One tower. Paths are relative to `directory`, which is relative to the bundle."""
+
+    directory: str
+    tower_id: str
+    dim: int
+    max_tokens: int
+    pooling: Pooling
+    normalize: bool
+    projection_dim: int
+    segment_ids: Literal["zero"]
+    tokenizer: TokenizerSettings
+    tokenizer_file: str
+    tokenizer_sha256: str
+    source: Source
+    variants: dict[str, Variant]
+
+
+@dataclass(frozen=True, slots=True)
+class PairCheck:
+    """In-batch top-1 of question-passage pairs: `correct` of `pairs`, where chance is one."""
+
+    language: str
+    pairs: int
+    correct: int
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BundleManifest:
+    """What a bundle holds."""
+
+    schema_version: int
+    name: str
+    created_by: str
+    similarity: Similarity
+    towers: dict[Role, TowerManifest]
+    pair_check: PairCheck
+
+    @property
+    def dim(self) -> int:
+        """Numbers in an embedding; the same for both towers."""
+        return self.towers["question_encoder"].dim
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle whose files match their hashes."""
+
+    path: Path
+    manifest: BundleManifest
+
+    def tower(self, role: Role) -> TowerManifest:
+        """The manifest of one tower."""
+        return self.manifest.towers[role]
+
+    def file(self, tower: TowerManifest, name: str) -> Path:
+        """The path of one of a tower's files."""
+        return self.path / tower.directory / name
+
+
+def tower_files(tower: TowerManifest) -> dict[str, str]:
+    """File name to SHA-256, for every file of a tower."""
+    files = {tower.tokenizer_file: tower.tokenizer_sha256}
+    for variant in tower.variants.values():
+        files[variant.file] = variant.sha256
+        files[variant.golden_file] = variant.golden_sha256
+    return files
+
+
+def write_manifest(directory: Path, manifest: BundleManifest) -> None:
+    """Writes the manifest into a bundle directory, durably."""
+    durable.write_file(directory / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Opens a bundle and checks every file against the manifest.
+
+    Raises:
+        BundleError: no bundle there, an unreadable manifest, another schema version, a missing or changed file.
+    """
+    manifest = _read_manifest(path)
+    bundle = Bundle(path, manifest)
+    for directory, files in {t.directory: tower_files(t) for t in manifest.towers.values()}.items():
+        for name, expected in files.items():
+            file = path / directory / name
+            if not file.is_file():
+                raise BundleError(f"{file} is missing: the bundle is incomplete; export it again")
+            if durable.sha256_file(file) != expected:
+                raise BundleError(f"{file} does not match the manifest's hash: it was changed or damaged; export again")
+    return bundle
+
+
+def _read_manifest(path: Path) -> BundleManifest:
+    file = path / MANIFEST
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} is not a bundle ({error.strerror}: {MANIFEST}); make one with `narrows export`") from None
+    try:
+        version = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise BundleError(f"{file} has schema version {version}; this program reads {SCHEMA_VERSION}; export again")
+        manifest = msgspec.json.decode(data, type=BundleManifest)
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{file} cannot be read: {error}; export the bundle again") from None
+    if set(manifest.towers) != {"question_encoder", "context_encoder"}:
+        raise BundleError(f"{file} must describe a question_encoder and a context_encoder")
+    if len({tower.dim for tower in manifest.towers.values()}) != 1:
+        raise BundleError(f"{file} has towers of different dimensions; export the bundle again")
+    return manifest

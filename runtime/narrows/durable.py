@@ -1,0 +1,64 @@
+"""Writing files so that a crash or a power loss leaves either the old state or the whole new one.
+
+The order is always the same: write under a temporary name, fsync the file, rename, fsync the directory.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def fsync_path(path: Path) -> None:
+    """Forces a file's bytes, or a directory's entries, to stable storage."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replaces `path` by a file holding `data`: whole, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        fsync_path(temporary)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yields a temporary directory beside `path` that becomes `path` when the block ends without an exception.
+
+    Every file in it is synced before the rename. On an exception the temporary directory is removed.
+
+    Raises:
+        FileExistsError: `path` exists and is not an empty directory.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for inner in sorted(temporary.rglob("*")):
+            fsync_path(inner)
+        fsync_path(temporary)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(path)
+        temporary.rename(path)  # POSIX: replaces an empty directory, atomically
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    fsync_path(path.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the SHA-256 of a file as lower-case hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

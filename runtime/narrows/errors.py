@@ -1,0 +1,81 @@
+"""Every failure that Narrows expects, and when each is raised.
+
+Expected failures derive from NarrowsError: the message says what is wrong, where, and what to do, and command
+lines print it without a traceback. Anything else is a defect and keeps its traceback. The table from these types
+to gRPC codes is in narrows.server.errors.
+"""
+
+
+class NarrowsError(Exception):
+    """Base of all expected failures."""
+
+
+class InvalidRequestError(NarrowsError):
+    """A request breaks a rule of the contract. `field` names the part at fault, such as `questions[3]`."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
+
+
+class NotFoundError(NarrowsError):
+    """A request names a corpus that is not served here."""
+
+
+class MismatchError(NarrowsError):
+    """Towers, tokenizer and index do not belong together, or a request expects another bundle."""
+
+
+class OverloadedError(NarrowsError):
+    """The queue is full, or the predicted wait exceeds the deadline. Nothing was computed; try again later.
+
+    `retry_after_ms` is the predicted wait.
+    """
+
+    def __init__(self, message: str, retry_after_ms: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class DeadlineExceededError(NarrowsError):
+    """The deadline passed before the answer was ready."""
+
+
+class UnavailableError(NarrowsError):
+    """The server is shutting down, or cannot be reached."""
+
+
+class ServerError(NarrowsError):
+    """The server failed on this request for a reason of its own; its log says why."""
+
+
+class BundleError(NarrowsError):
+    """A bundle is missing, damaged, of another schema version, or fails its golden check on this machine."""
+
+
+class IndexFileError(NarrowsError):
+    """An index is missing, damaged, half-written or of another schema version."""
+
+
+class PassageFileError(NarrowsError):
+    """A passage file breaks its format. The message starts with file and line."""
+
+
+class CheckpointError(NarrowsError):
+    """A checkpoint cannot be exported: wrong kind, missing or unexpected weights, unreadable files."""
+
+
+class ExportError(NarrowsError):
+    """An exported tower differs from its source, or was not optimized as its recipe demands."""
+
+
+class UnpairedTowersError(ExportError):
+    """The two towers do not find each other's texts: they were probably not trained together."""
+
+
+class SettingsError(NarrowsError):
+    """A flag, an environment variable or the configuration file holds a bad value."""
+
+
+class MissingExtraError(NarrowsError):
+    """A command needs packages that this installation lacks."""
