@@ -1,0 +1,1 @@
+"""Checkpoints -> bundles. The only package that imports torch, transformers and optimum."""

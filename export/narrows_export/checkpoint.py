@@ -1,0 +1,198 @@
+"""Checkpoint files -> a PyTorch tower with exactly those weights.
+
+The class is chosen by the prefix of the weights' names, never by AutoModel, which takes DPRQuestionEncoder for every
+`dpr` folder and fills a context encoder with random weights.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, DPRConfig, DPRContextEncoder, DPRQuestionEncoder, PreTrainedModel
+from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedModel
+
+from narrows.bundle import Pooling, Role
+from narrows.errors import CheckpointError
+from narrows_export.source import CheckpointFiles
+
+PREFIXES = {"question_encoder.": "question encoder", "ctx_encoder.": "context encoder", "span_predictor.": "reader"}
+DPR_CLASSES: dict[Role, tuple[str, type[PreTrainedModel]]] = {
+    "question_encoder": ("question_encoder.", DPRQuestionEncoder),
+    "context_encoder": ("ctx_encoder.", DPRContextEncoder),
+}
+# Published files carry these, and no tower reads them: the pooler behind CLS, and a buffer of 0..511.
+UNUSED_SUFFIXES = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class TorchTower:
+    """A tower in PyTorch, float32, in eval mode; and what decides its embeddings besides the weights."""
+
+    model: PreTrainedModel
+    output: str  # the model output that holds the embedding
+    pooling: Pooling
+    normalize: bool
+    projection_dim: int
+    dim: int
+    max_tokens: int
+    tensors: Mapping[str, torch.Tensor]  # what was read and used, by the model's own names without prefix
+
+
+class SentenceTower(BertPreTrainedModel):  # type: ignore[misc]
+    """BERT, mean pooling over the mask, L2 normalization: what sentence-transformers runs, as one module.
+
+    The sum is a running one (CumSum): adding the zeros of padding then never regroups the addition, so the
+    embedding does not depend on how far its batch is padded. A plain sum moves the last bit.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=False)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Returns {"embedding": float32 (texts, dim)}."""
+        hidden = self.bert(input_ids, attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        mean = torch.cumsum(hidden * mask, dim=1)[:, -1] / mask.sum(dim=1).clamp(min=1e-9)
+        norm = (mean * mean).sum(dim=1, keepdim=True).sqrt()
+        return {"embedding": mean / norm.clamp(min=1e-12)}
+
+
+def load(files: CheckpointFiles, role: Role, max_tokens: int | None) -> TorchTower:
+    """Loads a checkpoint as the tower of the given role.
+
+    Raises:
+        CheckpointError: unreadable files, weights of another role or kind, missing or unexpected weights, a
+            non-finite weight, or settings that are not supported.
+    """
+    tensors = _read_tensors(files.weights)
+    if files.kind == "sentence-transformers":
+        tower = _sentence_tower(files, tensors, max_tokens)
+    else:
+        tower = _dpr_tower(files, role, tensors, max_tokens)
+    bad = next((name for name, tensor in tower.tensors.items() if not torch.isfinite(tensor).all()), None)
+    if bad is not None:
+        raise CheckpointError(f"{files.weights}: {bad} holds NaN or infinity; the file is damaged")
+    return tower
+
+
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            tensors: dict[str, Any] = load_file(file)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # legacy pickles warn of TypedStorage
+                tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader raises its own kinds for damaged files
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{file} does not hold a plain table of tensors")
+    return tensors
+
+
+def _dpr_tower(
+    files: CheckpointFiles, role: Role, tensors: dict[str, torch.Tensor], max_tokens: int | None
+) -> TorchTower:
+    prefix, model_class = DPR_CLASSES[role]
+    found = {PREFIXES[known] for known in PREFIXES if any(name.startswith(known) for name in tensors)}
+    wanted = PREFIXES[prefix]
+    if found != {wanted}:
+        what = " and ".join(f"a {kind}" for kind in sorted(found)) or f"no weights named {', '.join(PREFIXES)}"
+        raise CheckpointError(f"{files.name} was given as the {wanted}, but its {files.weights.name} holds {what}")
+    raw = files.json("config.json")
+    config = DPRConfig(**raw)
+    config._attn_implementation = "eager"
+    model = model_class(config)
+    _fill(model, tensors, files.weights)
+    return TorchTower(
+        model=model.float().eval(),
+        output="pooler_output",
+        pooling="cls",
+        normalize=False,
+        projection_dim=config.projection_dim,
+        dim=config.projection_dim or config.hidden_size,
+        max_tokens=_max_tokens(max_tokens or 256, config, files),
+        tensors=_canonical(model),
+    )
+
+
+def _sentence_tower(files: CheckpointFiles, tensors: dict[str, torch.Tensor], max_tokens: int | None) -> TorchTower:
+    _check_modules(files)
+    config = BertConfig(**files.json("config.json"))
+    if files.json("config.json").get("model_type") != "bert":
+        raise CheckpointError(f"{files.name}: only sentence-transformers models over BERT are supported")
+    config._attn_implementation = "eager"
+    model = SentenceTower(config)
+    named = {name if name.startswith("bert.") else f"bert.{name}": tensor for name, tensor in tensors.items()}
+    _fill(model, named, files.weights)
+    limit = max_tokens or int(files.json("sentence_bert_config.json").get("max_seq_length") or 256)
+    return TorchTower(
+        model=model.float().eval(),
+        output="embedding",
+        pooling="mean",
+        normalize=True,
+        projection_dim=0,
+        dim=config.hidden_size,
+        max_tokens=_max_tokens(limit, config, files),
+        tensors=_canonical(model),
+    )
+
+
+def _check_modules(files: CheckpointFiles) -> None:
+    modules = json.loads((files.directory / "modules.json").read_text("utf-8"))
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    if kinds != ["Transformer", "Pooling", "Normalize"] or modules[0]["path"] != "":
+        raise CheckpointError(f"{files.name}: its modules are {kinds}; supported is Transformer, Pooling, Normalize")
+    pooling = files.json(f"{modules[1]['path']}/config.json")
+    active = sorted(key for key, value in pooling.items() if key.startswith("pooling_mode") and value is True)
+    if active != ["pooling_mode_mean_tokens"]:
+        raise CheckpointError(f"{files.name}: its pooling is {active}; only mean pooling is supported")
+
+
+def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], file: Path) -> None:
+    used = {name: tensor for name, tensor in tensors.items() if not name.endswith(UNUSED_SUFFIXES)}
+    expected = model.state_dict()
+    missing = sorted(set(expected) - set(used) - {name for name in expected if name.endswith(UNUSED_SUFFIXES)})
+    unexpected = sorted(set(used) - set(expected))
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{file} does not fit its config.json: missing weights {_first(missing)}; unexpected {_first(unexpected)}"
+        )
+    wrong = [name for name in used if used[name].shape != expected[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{file}: {name} has shape {tuple(used[name].shape)}, but config.json asks for {tuple(expected[name].shape)}"
+        )
+    model.load_state_dict({name: tensor.float() for name, tensor in used.items()}, strict=False)
+
+
+def _canonical(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Tensors under BERT's own names, so that another packaging of the same weights gives the same tower_id."""
+    strip = ("question_encoder.", "ctx_encoder.", "bert_model.", "bert.")
+    canonical = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith(UNUSED_SUFFIXES):
+            continue
+        for prefix in strip:
+            name = name.removeprefix(prefix)
+        canonical[name] = tensor
+    return canonical
+
+
+def _max_tokens(wanted: int, config: BertConfig, files: CheckpointFiles) -> int:
+    if not 8 <= wanted <= config.max_position_embeddings:
+        raise CheckpointError(
+            f"a maximum of {wanted} tokens does not fit {files.name}: it must be 8 to {config.max_position_embeddings}"
+        )
+    return wanted
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

@@ -1,0 +1,125 @@
+"""What an exported tower must show before its bundle is written: parity, and that the pair is a pair."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from narrows.bundle import PairCheck, Role
+from narrows.encoder import Embeddings, Encoder, Golden, pad_right
+from narrows.errors import ExportError
+from narrows.tokenizer import TokenIds, TowerTokenizer
+from narrows_export import corpus
+from narrows_export.checkpoint import TorchTower
+
+PARITY_LIMIT = 1e-4
+PAIRS = 64
+# Chance finds 1 of 64; 16 or more by chance has a probability below 1e-14 (Poisson with mean 1).
+PAIRS_NEEDED = 16
+BATCH_SIZES = (1, 8)
+SPEED_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """The worst difference to PyTorch, and how fast both are on this machine.
+
+    `question_ms` is the time of one short question alone; `texts_per_s` of a batch of 16 texts of like length.
+    """
+
+    max_abs_error: float
+    texts: int
+    torch_question_ms: float
+    onnx_question_ms: float
+    torch_texts_per_s: float
+    onnx_texts_per_s: float
+
+
+def sample_texts(tokenizer: TowerTokenizer, role: Role) -> list[TokenIds]:
+    """Real texts in English and Spanish, short and long, as a tower of this role sees them; two fill it whole."""
+    encoded = []
+    for language in corpus.LANGUAGES:
+        passages = corpus.passages(language)
+        long_text = " ".join(passage.text for passage in passages[:20])
+        if role == "question_encoder":
+            encoded += tokenizer.questions([q.question for q in corpus.questions(language)[:12]] + [long_text])
+        else:
+            encoded += tokenizer.passages([(p.title, p.text) for p in passages[:12]] + [("", long_text)])
+    return [text.ids for text in encoded]
+
+
+def run_torch(tower: TorchTower, token_ids: Sequence[TokenIds], pad_id: int) -> Embeddings:
+    """Embeds one right-padded batch with the PyTorch model, segment ids zero; float32 (texts, dim)."""
+    input_ids, mask = pad_right(token_ids, pad_id)
+    with torch.no_grad():
+        output = tower.model(input_ids=torch.from_numpy(input_ids), attention_mask=torch.from_numpy(mask))
+    embeddings: Embeddings = output[tower.output].numpy()
+    return embeddings
+
+
+def parity(tower: TorchTower, encoder: Encoder, texts: Sequence[TokenIds], pad_id: int) -> Parity:
+    """Compares the graph with the PyTorch model on right-padded batches of 1 and 8 texts of mixed length.
+
+    Raises:
+        ExportError: the embeddings differ by more than 1e-4 anywhere, or are not finite.
+    """
+    worst = 0.0
+    for size in BATCH_SIZES:
+        for start in range(0, len(texts), size):
+            batch = texts[start : start + size]
+            worst = max(worst, float(np.abs(encoder.encode(batch) - run_torch(tower, batch, pad_id)).max()))
+    if not worst <= PARITY_LIMIT:
+        raise ExportError(
+            f"the exported graph differs from the PyTorch model by {worst:.2e}; the limit is {PARITY_LIMIT:.0e}"
+        )
+    by_length = sorted(texts, key=len)[:SPEED_BATCH]
+    return Parity(
+        max_abs_error=worst,
+        texts=len(texts),
+        torch_question_ms=_best_ms(lambda: run_torch(tower, by_length[:1], pad_id)),
+        onnx_question_ms=_best_ms(lambda: encoder.encode(by_length[:1])),
+        torch_texts_per_s=1e3 * len(by_length) / _best_ms(lambda: run_torch(tower, by_length, pad_id)),
+        onnx_texts_per_s=1e3 * len(by_length) / _best_ms(lambda: encoder.encode(by_length)),
+    )
+
+
+def _best_ms(run: Callable[[], object]) -> float:
+    """The shortest of three runs."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) * 1e3
+
+
+def golden(encoder: Encoder, tokenizer: TowerTokenizer) -> Golden:
+    """32 golden pairs: 14 questions and two passages of each language, each embedded alone."""
+    token_ids: list[TokenIds] = []
+    for language in corpus.LANGUAGES:
+        token_ids += [text.ids for text in tokenizer.questions([q.question for q in corpus.questions(language)[:14]])]
+        token_ids += [text.ids for text in tokenizer.passages([(p.title, p.text) for p in corpus.passages(language)[:2]])]
+    return Golden(tuple(token_ids), np.concatenate([encoder.encode([ids]) for ids in token_ids]))
+
+
+def pair_check(
+    question: tuple[Encoder, TowerTokenizer], context: tuple[Encoder, TowerTokenizer]
+) -> PairCheck:
+    """In-batch top-1 over 64 question-passage pairs, in the language that does better."""
+    results = []
+    for language in corpus.LANGUAGES:
+        by_id = {passage.id: passage for passage in corpus.passages(language)}
+        chosen = corpus.questions(language)[:PAIRS]
+        positives = [by_id[q.positive_passage_ids[0]] for q in chosen]
+        question_vectors = _embed(question[0], [t.ids for t in question[1].questions([q.question for q in chosen])])
+        passage_vectors = _embed(context[0], [t.ids for t in context[1].passages([(p.title, p.text) for p in positives])])
+        best = (question_vectors @ passage_vectors.T).argmax(axis=1)
+        correct = int((best == np.arange(len(chosen))).sum())
+        results.append(PairCheck(language, len(chosen), correct, correct >= PAIRS_NEEDED))
+    return max(results, key=lambda result: result.correct)
+
+
+def _embed(encoder: Encoder, token_ids: list[TokenIds]) -> Embeddings:
+    return np.concatenate([encoder.encode(token_ids[i : i + 8]) for i in range(0, len(token_ids), 8)])

@@ -1,0 +1,51 @@
+"""The demo corpus that ships with the exporter: passages and questions in English and Spanish, written for it.
+
+It feeds the parity check, the golden pairs, the pair check and `make demo`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DIRECTORY = Path(__file__).parent / "data"
+LANGUAGES: tuple[Literal["en", "es"], ...] = ("en", "es")
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPassage:
+    """One passage."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DemoQuestion:
+    """One question, its short answers and the ids of the passages that answer it."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    positive_passage_ids: tuple[str, ...]
+
+
+def passages_file(language: str) -> Path:
+    """The JSONL file of one language's passages, as `narrows index build` reads it."""
+    return DIRECTORY / f"passages.{language}.jsonl"
+
+
+def passages(language: str) -> list[DemoPassage]:
+    """The passages of one language: 300 in English (`en`), 100 in Spanish (`es`)."""
+    lines = passages_file(language).read_text("utf-8").splitlines()
+    return [DemoPassage(**json.loads(line)) for line in lines]
+
+
+def questions(language: str) -> list[DemoQuestion]:
+    """The questions of one language: 130 in English, 70 in Spanish. The first 64 are on different subjects."""
+    rows = [json.loads(line) for line in (DIRECTORY / f"questions.{language}.jsonl").read_text("utf-8").splitlines()]
+    return [
+        DemoQuestion(row["id"], row["question"], tuple(row["answers"]), tuple(row["positive_passage_ids"]))
+        for row in rows
+    ]

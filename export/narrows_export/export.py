@@ -1,0 +1,198 @@
+"""`narrows export`: two checkpoints in, one bundle out, nothing left behind on failure."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import narrows
+from narrows import durable
+from narrows.bundle import (
+    SCHEMA_VERSION,
+    BundleManifest,
+    PairCheck,
+    Role,
+    Source,
+    TowerManifest,
+    Variant,
+    write_manifest,
+)
+from narrows.encoder import Encoder
+from narrows.errors import ExportError, UnpairedTowersError
+from narrows.tokenizer import TowerTokenizer, build_tokenizer
+from narrows_export import checkpoint, checks, graph, source, vocabulary
+from narrows_export.source import CheckpointFiles
+from narrows_export.tower_id import tower_id
+
+VARIANT = "fp32"
+STEPS_PER_TOWER = 4
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What to export. `max_tokens` None means the checkpoint's own choice (256 for DPR)."""
+
+    question_encoder: str
+    context_encoder: str
+    out: Path
+    name: str
+    revision: str | None = None
+    max_tokens: int | None = None
+    allow_unpaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TowerReport:
+    """One row of the table at the end."""
+
+    tower: str
+    source: str
+    tower_id: str
+    size_bytes: int
+    fused_ops: dict[str, int]
+    parity: checks.Parity
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written, and how it compares with PyTorch."""
+
+    bundle: str
+    variant: str
+    towers: tuple[TowerReport, ...]
+    pair_check: PairCheck
+
+
+@dataclass(frozen=True, slots=True)
+class _Exported:
+    manifest: TowerManifest
+    report: TowerReport
+    encoder: Encoder
+    tokenizer: TowerTokenizer
+
+
+def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
+    """Exports a bundle. `step` is told, in a few words, what begins.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be used.
+        ExportError: the output exists, a fusion is missing, parity fails, the towers' dimensions differ.
+        UnpairedTowersError: the pair check fails and `allow_unpaired` is not set.
+    """
+    if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
+        raise ExportError(f"{request.out} exists already: delete it, or choose another --out")
+    files: dict[Role, CheckpointFiles] = {}
+    roles: dict[Role, str] = {"question_encoder": request.question_encoder, "context_encoder": request.context_encoder}
+    for role, src in roles.items():
+        step(f"finding {src}")
+        files[role] = source.resolve(src, request.revision)
+    kinds = {found.kind for found in files.values()}
+    if len(kinds) > 1:
+        raise ExportError(f"the towers are of different kinds ({' and '.join(sorted(kinds))}); give two of one kind")
+    with durable.new_directory(request.out) as directory:
+        exported = _export_towers(files, directory, request.max_tokens, step)
+        question, context = exported["question_encoder"], exported["context_encoder"]
+        if question.manifest.dim != context.manifest.dim:
+            raise ExportError(f"the towers' embeddings differ in size: {question.manifest.dim} and {context.manifest.dim}")
+        step("checking that the towers are a pair")
+        pair = checks.pair_check((question.encoder, question.tokenizer), (context.encoder, context.tokenizer))
+        _judge_pair(pair, request.allow_unpaired)
+        manifest = BundleManifest(
+            schema_version=SCHEMA_VERSION,
+            name=request.name,
+            created_by=f"narrows {narrows.__version__}",
+            similarity="cosine" if question.manifest.normalize else "inner_product",
+            towers={role: tower.manifest for role, tower in exported.items()},
+            pair_check=pair,
+        )
+        write_manifest(directory, manifest)
+    reports = {tower.manifest.directory: tower.report for tower in exported.values()}
+    return ExportReport(os.fspath(request.out), VARIANT, tuple(reports.values()), pair)
+
+
+def _export_towers(
+    files: dict[Role, CheckpointFiles], directory: Path, max_tokens: int | None, step: Step
+) -> dict[Role, _Exported]:
+    question, context = files["question_encoder"], files["context_encoder"]
+    if question.kind == "sentence-transformers" and question.directory.samefile(context.directory):
+        shared = _export_tower(question, "context_encoder", directory / "shared_encoder", max_tokens, step)
+        return {"question_encoder": shared, "context_encoder": shared}
+    return {
+        role: _export_tower(found, role, directory / role, max_tokens, step) for role, found in files.items()
+    }
+
+
+def _export_tower(files: CheckpointFiles, role: Role, out: Path, max_tokens: int | None, step: Step) -> _Exported:
+    label = out.name.replace("_", " ")
+    step(f"{label}: reading weights")
+    out.mkdir()
+    tower = checkpoint.load(files, role, max_tokens)
+    settings, vocab = vocabulary.read(files, "hf")
+    if len(vocab) > tower.model.config.vocab_size:
+        raise ExportError(f"{files.name}: the vocabulary has {len(vocab)} tokens, the model {tower.model.config.vocab_size}")
+    rust_tokenizer = build_tokenizer(settings, vocab)
+    rust_tokenizer.save(str(out / "tokenizer.json"))
+    tokenizer = TowerTokenizer(rust_tokenizer, settings, tower.max_tokens)
+
+    step(f"{label}: exporting and optimizing the graph")
+    model_file = out / f"model.{VARIANT}.onnx"
+    fused_ops = graph.export_fp32(tower, model_file)
+    encoder = Encoder(model_file, tokenizer.pad_id, threads=os.cpu_count() or 1)
+
+    step(f"{label}: comparing with PyTorch")
+    parity = checks.parity(tower, encoder, checks.sample_texts(tokenizer, role), tokenizer.pad_id)
+
+    step(f"{label}: recording golden embeddings")
+    golden_file = out / f"golden.{VARIANT}.npz"
+    checks.golden(encoder, tokenizer).save(golden_file)
+    variant = Variant(
+        file=model_file.name,
+        sha256=durable.sha256_file(model_file),
+        size_bytes=model_file.stat().st_size,
+        fused_ops=fused_ops,
+        parity_max_abs_error=parity.max_abs_error,
+        golden_file=golden_file.name,
+        golden_sha256=durable.sha256_file(golden_file),
+        golden_tolerance=checks.PARITY_LIMIT,
+    )
+    manifest = TowerManifest(
+        directory=out.name,
+        tower_id=tower_id(tower, settings),
+        dim=tower.dim,
+        max_tokens=tower.max_tokens,
+        pooling=tower.pooling,
+        normalize=tower.normalize,
+        projection_dim=tower.projection_dim,
+        segment_ids="zero",
+        tokenizer=settings,
+        tokenizer_file="tokenizer.json",
+        tokenizer_sha256=durable.sha256_file(out / "tokenizer.json"),
+        source=Source(
+            name=files.name,
+            revision=files.revision,
+            kind=files.kind,
+            weights_file=files.weights.name,
+            weights_sha256=durable.sha256_file(files.weights),
+            license=files.license,
+            language=files.language,
+        ),
+        variants={VARIANT: variant},
+    )
+    report = TowerReport(label, files.name, manifest.tower_id, variant.size_bytes, fused_ops, parity)
+    return _Exported(manifest, report, encoder, tokenizer)
+
+
+def _judge_pair(pair: PairCheck, allow_unpaired: bool) -> None:
+    if not pair.passed and not allow_unpaired:
+        raise UnpairedTowersError(
+            f"{unpaired_warning(pair)}. Check both names; --allow-unpaired exports them all the same"
+        )
+
+
+def unpaired_warning(pair: PairCheck) -> str:
+    """What a failed pair check means, in a sentence."""
+    return (
+        f"these towers are probably NOT A PAIR: the right passage came first for {pair.correct} of {pair.pairs} "
+        f"questions (chance finds 1, a pair at least {checks.PAIRS_NEEDED})"
+    )

@@ -1,0 +1,112 @@
+"""PyTorch tower -> optimized ONNX graph, with the fusions of its recipe asserted.
+
+optimum's TorchScript exporter with eager attention, then ONNX Runtime's transformer optimizer: any other exporter or
+attention leaves Attention unfused without a word, so the counts are checked. Segment ids are no input: BERT fills in
+zeros, which become a constant of the graph.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import torch
+from onnxruntime.transformers import optimizer
+from onnxruntime.transformers.fusion_options import FusionOptions
+from optimum.exporters.onnx import export as optimum_export
+from optimum.exporters.onnx.model_configs import BertOnnxConfig
+
+from narrows.encoder import ATTENTION_MASK, EMBEDDING, INPUT_IDS
+from narrows.errors import CheckpointError, ExportError
+from narrows_export.checkpoint import TorchTower
+
+OPSET = 17
+
+
+class TowerOnnxConfig(BertOnnxConfig):  # type: ignore[misc]
+    """optimum's description of a tower: two inputs, one output, batch and length free."""
+
+    def __init__(self, tower: TorchTower) -> None:
+        super().__init__(tower.model.config, task="feature-extraction")
+        self._output = tower.output
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        """Right-padded ids and their mask."""
+        axes = {0: "texts", 1: "tokens"}
+        return {INPUT_IDS: axes, ATTENTION_MASK: axes}
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        """The pooled embedding."""
+        return {self._output: {0: "texts"}}
+
+
+def recipe(tower: TorchTower) -> dict[str, int]:
+    """The fused operators that the optimized fp32 graph must hold."""
+    layers: int = tower.model.config.num_hidden_layers
+    return {
+        "EmbedLayerNormalization": 1,
+        "Attention": layers,
+        "SkipLayerNormalization": 2 * layers,
+        "BiasGelu": layers,
+    }
+
+
+def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
+    """Writes the optimized fp32 graph to `file` and returns its fused-op counts.
+
+    Raises:
+        CheckpointError: an activation or position embedding that the recipe does not cover.
+        ExportError: the optimizer did not fuse what the recipe demands.
+    """
+    config = tower.model.config
+    if config.hidden_act != "gelu" or getattr(config, "position_embedding_type", "absolute") != "absolute":
+        raise CheckpointError(
+            f"only BERT with gelu and absolute positions can be exported; this tower has {config.hidden_act} and "
+            f"{config.position_embedding_type}"
+        )
+    raw = file.with_suffix(".raw.onnx")
+    try:
+        with _quiet():
+            optimum_export(model=tower.model, config=TowerOnnxConfig(tower), output=raw, opset=OPSET)
+            tower.model.eval()  # the exporter may leave it in train mode
+            optimized = optimizer.optimize_model(
+                str(raw),
+                model_type="bert",
+                num_heads=config.num_attention_heads,
+                hidden_size=config.hidden_size,
+                opt_level=0,
+                optimization_options=FusionOptions("bert"),
+            )
+    finally:
+        raw.unlink(missing_ok=True)
+    counts = {name: count for name, count in optimized.get_fused_operator_statistics().items() if count}
+    expected = recipe(tower)
+    if counts != expected:
+        raise ExportError(f"the optimizer fused {counts} where the recipe demands {expected}; check the versions installed")
+    _name_output(optimized.model, tower)
+    onnx.save(optimized.model, file)
+    return counts
+
+
+def _name_output(model: onnx.ModelProto, tower: TorchTower) -> None:
+    for node in model.graph.node:
+        node.output[:] = [EMBEDDING if name == tower.output else name for name in node.output]
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(EMBEDDING, onnx.TensorProto.FLOAT, ["texts", tower.dim]))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporters' notes on their own internals from the user; what matters is asserted."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

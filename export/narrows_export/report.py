@@ -1,0 +1,53 @@
+"""What `narrows export` shows: progress while it works, a table when it is done."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from narrows_export.export import STEPS_PER_TOWER, ExportReport, ExportRequest, export_bundle, unpaired_warning
+
+
+def run(request: ExportRequest, as_json: bool) -> int:
+    """Exports with a progress bar on stderr, then prints the table, or the report as JSON, on stdout."""
+    total = 2 + 2 * STEPS_PER_TOWER + 1
+    with tqdm(total=total, unit="step", file=sys.stderr, bar_format="{n_fmt}/{total_fmt} {elapsed} {desc}") as bar:
+
+        def step(what: str) -> None:
+            bar.set_description_str(what, refresh=False)
+            bar.update()
+
+        report = export_bundle(request, step)
+        bar.set_description_str("done")
+    if as_json:
+        print(json.dumps(asdict(report)))
+    else:
+        print_table(report)
+    if not report.pair_check.passed:
+        print(f"\nWARNING: {unpaired_warning(report.pair_check)}.", file=sys.stderr)
+    return 0
+
+
+def print_table(report: ExportReport) -> None:
+    """Prints size, parity and speed of each tower."""
+    rows = [("tower", "size", "max abs error", "one question", "batches of 16", "tower_id")]
+    for tower in report.towers:
+        parity = tower.parity
+        rows.append(
+            (
+                tower.tower,
+                f"{tower.size_bytes / 2**20:.0f} MiB",
+                f"{parity.max_abs_error:.1e} ({parity.texts} texts)",
+                f"{parity.onnx_question_ms:.1f} ms (PyTorch {parity.torch_question_ms:.1f})",
+                f"{parity.onnx_texts_per_s:.0f} texts/s (PyTorch {parity.torch_texts_per_s:.0f})",
+                tower.tower_id,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    pair = report.pair_check
+    print(f"\npair check: {pair.correct} of {pair.pairs} right passages first ({pair.language}; chance 1)")
+    print(f"wrote {Path(report.bundle)} ({report.variant})")

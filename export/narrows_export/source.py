@@ -1,0 +1,126 @@
+"""SRC -> a local directory of checkpoint files, from a directory or from a hub, and what kind of checkpoint it is."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from narrows.errors import CheckpointError
+
+Kind = Literal["dpr", "sentence-transformers"]
+
+# In the order of preference; everything else in a repository (TensorFlow twins, Flax, ONNX) is left alone.
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+CONFIG_FILES = (
+    "config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFiles:
+    """A checkpoint on disk."""
+
+    directory: Path
+    name: str  # as given: a hub id, or the last parts of the directory
+    revision: str  # hub commit; empty for a directory
+    license: str  # from the model card, when it says
+    language: str
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Reads one of the JSON files; {} when it is absent.
+
+        Raises:
+            CheckpointError: the file is not a JSON object.
+        """
+        file = self.directory / name
+        if not file.is_file():
+            return {}
+        try:
+            content = json.loads(file.read_text("utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{file} is not JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{file} must hold a JSON object")
+        return content
+
+    @property
+    def weights(self) -> Path:
+        """The file of weights: safetensors before .bin.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        for name in WEIGHT_FILES:
+            if (self.directory / name).is_file():
+                return self.directory / name
+        raise CheckpointError(f"{self.directory} holds no weights: expected {' or '.join(WEIGHT_FILES)}")
+
+    @property
+    def kind(self) -> Kind:
+        """A sentence-transformers directory has modules.json."""
+        return "sentence-transformers" if (self.directory / "modules.json").is_file() else "dpr"
+
+
+def resolve(source: str, revision: str | None = None) -> CheckpointFiles:
+    """Finds a checkpoint: a directory if one of that name exists, else a hub id, of which only the needed files load.
+
+    Raises:
+        CheckpointError: neither a directory nor a reachable hub repository, or no config.json in it.
+    """
+    directory = Path(source).expanduser()
+    if directory.is_dir():
+        if revision:
+            raise CheckpointError(f"--revision {revision} was given, but {source} is a local directory, not a hub id")
+        files = _from_directory(directory)
+    elif directory.exists():
+        raise CheckpointError(f"{source} is a file; give the checkpoint's directory or a hub id")
+    else:
+        files = _from_hub(source, revision)
+    if not (files.directory / "config.json").is_file():
+        raise CheckpointError(f"{source} has no config.json, so it is not a Hugging Face checkpoint")
+    return files
+
+
+def _from_directory(directory: Path) -> CheckpointFiles:
+    parts = directory.resolve().parts[-2:]
+    return CheckpointFiles(directory, "/".join(part for part in parts if part != "/"), "", "", "")
+
+
+def _from_hub(repository: str, revision: str | None) -> CheckpointFiles:
+    try:
+        info = HfApi().model_info(repository, revision=revision)
+        present = {sibling.rfilename for sibling in info.siblings or ()}
+        weights = next((name for name in WEIGHT_FILES if name in present), None)
+        if weights is None:
+            raise CheckpointError(f"hub repository {repository} holds no weights: expected {' or '.join(WEIGHT_FILES)}")
+        wanted = [name for name in CONFIG_FILES if name in present] + [weights]
+        wanted += sorted(name for name in present if name.endswith("/config.json"))  # sentence-transformers modules
+        paths = {name: Path(hf_hub_download(repository, name, revision=info.sha)) for name in wanted}
+    except HFValidationError:
+        raise CheckpointError(
+            f"{repository} is neither a directory here nor a hub id such as facebook/dpr-question_encoder-single-nq-base"
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).splitlines()[0] if isinstance(error, HfHubHTTPError) else "it cannot be reached"
+        raise CheckpointError(
+            f"{repository} is not a directory here, and the hub did not deliver it ({reason}). "
+            "Check the spelling and the connection, or download the files and give their directory"
+        ) from None
+    card = info.card_data
+    language = getattr(card, "language", None) or ""
+    return CheckpointFiles(
+        directory=paths[weights].parent,
+        name=repository,
+        revision=info.sha or "",
+        license=str(getattr(card, "license", None) or ""),
+        language=language if isinstance(language, str) else ",".join(language),
+    )

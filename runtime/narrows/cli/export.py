@@ -1,0 +1,52 @@
+"""`narrows export`: DPR checkpoints -> a bundle."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add(commands: "Commands") -> None:
+    """Adds the command and its arguments."""
+    command = commands.add_parser(
+        "export",
+        help="turn two DPR checkpoints into a bundle of ONNX towers",
+        description="Exports a question encoder and a context encoder to optimized ONNX graphs, checks them against "
+        "PyTorch, and writes a bundle. Needs narrows[export].",
+        epilog="""examples:
+  narrows export --question-encoder facebook/dpr-question_encoder-single-nq-base \\
+                 --context-encoder facebook/dpr-ctx_encoder-single-nq-base --out nq.bundle
+  narrows export --question-encoder ./my-question-tower --context-encoder ./my-context-tower --out my.bundle
+  narrows export --question-encoder ./all-MiniLM-L6-v2 --context-encoder ./all-MiniLM-L6-v2 --out minilm.bundle
+
+DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--question-encoder", required=True, metavar="SRC", help="directory or hub id of the question encoder")
+    command.add_argument("--context-encoder", required=True, metavar="SRC", help="directory or hub id of the context encoder; a sentence-transformers model may be both")
+    command.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="directory to write; must not exist yet")
+    command.add_argument("--name", help="the bundle's name in replies (default: the name of --out without suffix)")
+    command.add_argument("--revision", metavar="R", help="hub revision (branch, tag or commit) of both checkpoints")
+    command.add_argument("--max-tokens", type=int, metavar="N", help="cut texts at N tokens (default: the checkpoint's; 256 for DPR)")
+    command.add_argument("--allow-unpaired", action="store_true", help="write the bundle even if the towers fail the pair check")
+    command.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exports. The exporter is imported here, so that the other commands never need torch."""
+    from narrows_export import report
+    from narrows_export.export import ExportRequest
+
+    request = ExportRequest(
+        question_encoder=options.question_encoder,
+        context_encoder=options.context_encoder,
+        out=options.out,
+        name=options.name or options.out.resolve().stem,
+        revision=options.revision,
+        max_tokens=options.max_tokens,
+        allow_unpaired=options.allow_unpaired,
+    )
+    return report.run(request, options.json)

@@ -1,0 +1,53 @@
+"""`narrows`: reads the command line and hands over to one command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import narrows
+from narrows.cli import export, index, search, serve
+from narrows.errors import MissingExtraError, NarrowsError
+
+# Packages of each extra, by import name: what a missing one means for the user.
+EXTRA_OF_PACKAGE = {
+    **dict.fromkeys(("torch", "transformers", "optimum", "onnx", "safetensors", "huggingface_hub"), "export"),
+    **dict.fromkeys(
+        ("onnxruntime", "faiss", "tokenizers", "msgspec", "tqdm", "grpc_health", "grpc_reflection"), "cpu"
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(
+        prog="narrows",
+        description="Dense passage retrieval, served: checkpoint -> bundle -> index -> answers over gRPC.",
+        epilog="The usual way: narrows export, narrows index build, narrows serve, narrows search. "
+        "Each has its own --help.",
+    )
+    root.add_argument("--version", action="version", version=f"narrows {narrows.__version__}")
+    commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in (export, index, serve, search):
+        command.add(commands)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit status: 0 done, 1 an expected failure, 2 bad usage, 130 interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except NarrowsError as error:
+        print(f"narrows: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF_PACKAGE.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        missing = MissingExtraError(f"this command needs {error.name}: pip install 'narrows[{extra}]'")
+        print(f"narrows: {missing}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("narrows: interrupted", file=sys.stderr)
+        return 130
+    return status

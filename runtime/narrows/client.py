@@ -1,0 +1,1 @@
+Client=Encoding=Hit=SearchResult=ServerInfo=None

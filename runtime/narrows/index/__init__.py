@@ -1,0 +1,28 @@
+"""Embeddings -> the passages with the largest inner product."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class SearchHits:
+    """Best passages of each query: `scores` float32 and `rows` int64, both (queries, k), by score desc, id asc."""
+
+    scores: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.int64]
+
+
+class Index(Protocol):
+    """What the engine asks of an index."""
+
+    affinity: Literal["own", "device"]
+    count: int
+    dim: int
+    max_norm: float
+
+    def search(self, queries: npt.NDArray[np.float32], k: int) -> SearchHits:
+        """Finds the k best passages of each query, float32 (queries, dim); min(k, count) of them."""
+        ...

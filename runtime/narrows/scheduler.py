@@ -1,0 +1,208 @@
+"""Which work runs next, together with what: late-closing batches, lanes, admission.
+
+A scheduler serves one stage. It holds no thread, no lock and no clock: the caller passes the time, in seconds on
+CLOCK_MONOTONIC. A batch's members are fixed only in `next_batch`, which the stage's worker calls when it is free.
+
+The rules:
+- A batch starts with the oldest work of its lane, so nothing starves, and takes the neighbours in length for as
+  long as the cost table says that joining costs no more than running alone, up to the table's cap.
+- Lanes go by priority. A lane with a minimum share runs first while it has had less than that share of the stage's
+  time, counted over the batches closed while another lane was waiting too.
+- Work is refused at the door when its lane is full, or when the predicted wait passes its deadline.
+- Expired and cancelled work leaves the queue without being computed.
+"""
+
+import bisect
+import heapq
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from narrows.costs import CostTable
+from narrows.work import Lane, Work
+
+T = TypeVar("T")
+
+SHARE_WINDOW_MS = 10_000.0  # shares are those of about this much recent competition
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSettings:
+    """A queue of its own. Lanes are given in order of priority; `min_share` is of the stage's time."""
+
+    name: Lane
+    max_queued: int
+    min_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[T]):
+    """A queued work with what the stage carries along for it."""
+
+    work: Work
+    cargo: T
+    queued_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[T]):
+    """Works of one lane to be run together; `predicted_ms` by the cost table."""
+
+    lane: Lane
+    entries: tuple[Entry[T], ...]
+    predicted_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a whole submission was turned away, and the predicted wait."""
+
+    message: str
+    retry_after_ms: int
+
+
+class _Queue(Generic[T]):
+    """One lane's entries, by arrival and by length."""
+
+    def __init__(self, settings: LaneSettings, costs: CostTable) -> None:
+        self.settings = settings
+        self.costs = costs
+        self.by_arrival: OrderedDict[int, Entry[T]] = OrderedDict()
+        self.by_length: list[tuple[int, int]] = []  # (tokens, request_id), sorted
+        self.waiting_ms = 0.0
+        self.served_ms = 0.0  # while another lane was waiting too
+
+    def add(self, entry: Entry[T]) -> None:
+        self.by_arrival[entry.work.request_id] = entry
+        bisect.insort(self.by_length, (entry.work.tokens, entry.work.request_id))
+        self.waiting_ms += self.costs.item_ms(entry.work.tokens)
+
+    def remove(self, request_id: int) -> Entry[T] | None:
+        entry = self.by_arrival.pop(request_id, None)
+        if entry is not None:
+            key = (entry.work.tokens, request_id)
+            del self.by_length[bisect.bisect_left(self.by_length, key)]
+            self.waiting_ms -= self.costs.item_ms(entry.work.tokens)
+            if not self.by_arrival:
+                self.waiting_ms = 0.0  # what rounding left over
+        return entry
+
+    def pick(self) -> tuple[list[int], float]:
+        """The request ids of the next batch and its predicted milliseconds."""
+        oldest = next(iter(self.by_arrival.values()))
+        tokens = oldest.work.tokens
+        position = bisect.bisect_left(self.by_length, (tokens, oldest.work.request_id))
+        chosen = [oldest.work.request_id]
+        predicted_ms = self.costs.ms(1, tokens)
+        shorter, longer = position - 1, position + 1
+        while len(chosen) < self.costs.cap(tokens):
+            # The neighbour that is nearer in length; of two equally near ones the shorter.
+            down = self.by_length[shorter] if shorter >= 0 else None
+            up = self.by_length[longer] if longer < len(self.by_length) else None
+            if down is None and up is None:
+                break
+            if up is None or (down is not None and oldest.work.tokens - down[0] <= up[0] - oldest.work.tokens):
+                assert down is not None
+                (length, request_id), shorter = down, shorter - 1
+            else:
+                (length, request_id), longer = up, longer + 1
+            padded = max(tokens, length)
+            joined_ms = self.costs.ms(len(chosen) + 1, padded)
+            if joined_ms - predicted_ms > self.costs.ms(1, length):
+                # Joining costs more than running alone, and the next ones on this side are further away still.
+                if length < tokens:
+                    shorter = -1
+                else:
+                    longer = len(self.by_length)
+                continue
+            chosen.append(request_id)
+            tokens, predicted_ms = padded, joined_ms
+        return chosen, predicted_ms
+
+
+class Scheduler(Generic[T]):
+    """The queue of one stage. Not thread-safe: its owner holds the lock."""
+
+    def __init__(self, lanes: Sequence[LaneSettings], costs: dict[Lane, CostTable]) -> None:
+        self._queues = {lane.name: _Queue[T](lane, costs[lane.name]) for lane in lanes}
+        self._busy_until_s = 0.0
+        self._deadlines: list[tuple[float, int]] = []  # a heap of (deadline_s, request_id); may name work long gone
+
+    def __len__(self) -> int:
+        return sum(len(queue.by_arrival) for queue in self._queues.values())
+
+    def admit(self, works: Sequence[Work], now_s: float) -> Refused | None:
+        """Whether all of `works` (of one lane) may enter: None if so. Nothing is queued by asking."""
+        queue = self._queues[works[0].lane]
+        wait_ms = self.predicted_wait_ms(works[0].lane, now_s)
+        waiting = len(queue.by_arrival)
+        if waiting + len(works) > queue.settings.max_queued:
+            message = f"{waiting} {queue.settings.name} are waiting; at most {queue.settings.max_queued} may"
+            return Refused(message, max(1, round(wait_ms)))
+        own_ms = sum(queue.costs.item_ms(work.tokens) for work in works)
+        left_ms = (min(work.deadline_s for work in works) - now_s) * 1e3
+        if wait_ms + own_ms > left_ms:
+            message = f"the predicted wait is {wait_ms + own_ms:.0f} ms, and the deadline leaves {max(left_ms, 0):.0f} ms"
+            return Refused(message, max(1, round(wait_ms)))
+        return None
+
+    def predicted_wait_ms(self, lane: Lane, now_s: float) -> float:
+        """How long new work of a lane waits before it runs: the running batch, its own lane and those before it."""
+        waiting = max(0.0, (self._busy_until_s - now_s) * 1e3)
+        for name, queue in self._queues.items():
+            waiting += queue.waiting_ms
+            if name == lane:
+                break
+        return waiting
+
+    def add(self, entry: Entry[T]) -> None:
+        """Queues admitted work."""
+        self._queues[entry.work.lane].add(entry)
+        heapq.heappush(self._deadlines, (entry.work.deadline_s, entry.work.request_id))
+
+    def cancel(self, request_id: int) -> Entry[T] | None:
+        """Takes work out of the queue; None if it is not there (any more)."""
+        for queue in self._queues.values():
+            entry = queue.remove(request_id)
+            if entry is not None:
+                return entry
+        return None
+
+    def drop_expired(self, now_s: float) -> list[Entry[T]]:
+        """Takes out and returns the work whose deadline has passed."""
+        dropped = []
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            entry = self.cancel(heapq.heappop(self._deadlines)[1])
+            if entry is not None:
+                dropped.append(entry)
+        return dropped
+
+    def next_batch(self, now_s: float) -> Batch[T] | None:
+        """Closes the next batch, or returns None when nothing waits. Call it when the stage is free to run it."""
+        waiting = [queue for queue in self._queues.values() if queue.by_arrival]
+        if not waiting:
+            self._deadlines.clear()
+            return None
+        queue = _next_lane(waiting)
+        chosen, predicted_ms = queue.pick()
+        entries = tuple(entry for entry in map(queue.remove, chosen) if entry is not None)
+        if len(waiting) > 1:
+            queue.served_ms += predicted_ms
+            if sum(lane.served_ms for lane in waiting) > SHARE_WINDOW_MS:
+                for lane in waiting:
+                    lane.served_ms /= 2
+        self._busy_until_s = now_s + predicted_ms / 1e3
+        return Batch(queue.settings.name, entries, predicted_ms)
+
+    def finished(self, now_s: float) -> None:
+        """The running batch is done."""
+        self._busy_until_s = now_s
+
+
+def _next_lane(waiting: Sequence[_Queue[T]]) -> _Queue[T]:
+    total_ms = sum(queue.served_ms for queue in waiting)
+    for queue in waiting[1:]:
+        if queue.served_ms < queue.settings.min_share * total_ms:
+            return queue
+    return waiting[0]

@@ -1,0 +1,63 @@
+"""What crosses the seam between the front and the engine: plain data only.
+
+No gRPC context, no future and no text: the same values later cross a process boundary. Each submitted Work gets
+exactly one Outcome.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Lane = Literal["questions", "passages"]
+# Why a Work has no answer: refused by admission, shutting down, too late, no longer wanted, or the engine failed on it.
+Refusal = Literal["overloaded", "draining", "expired", "cancelled", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One text to embed, or one vector to search with.
+
+    `token_ids` (int64, (tokens,)) or `vector` (float32, (dim,)) is set; `k` = 0 means embed only; `deadline_s` is
+    absolute, on CLOCK_MONOTONIC.
+    """
+
+    request_id: int
+    lane: Lane
+    deadline_s: float
+    token_ids: npt.NDArray[np.int64] | None = None
+    vector: npt.NDArray[np.float32] | None = None
+    k: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Length in tokens; one for a vector."""
+        return 1 if self.token_ids is None else len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds in each stage, and the size of the encoder's batch (0 when nothing was encoded)."""
+
+    queue_ms: float = 0.0
+    encode_ms: float = 0.0
+    search_ms: float = 0.0
+    batch_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The answer to one Work, or the reason why there is none.
+
+    `embedding` is float32 (dim,); `rows` int64 and `scores` float32 are (k,), best first, when k was above 0.
+    """
+
+    request_id: int
+    refusal: Refusal | None = None
+    message: str = ""
+    retry_after_ms: int = 0
+    embedding: npt.NDArray[np.float32] | None = None
+    rows: npt.NDArray[np.int64] | None = None
+    scores: npt.NDArray[np.float32] | None = None
+    timings: Timings = Timings()
