@@ -1,0 +1,158 @@
+"""The index on disk: sealed generations, and a pointer to the current one.
+
+    INDEX/CURRENT            the name of a generation, swapped atomically
+    INDEX/g000001/           manifest.json  index.faiss  passages.blob  passages.ends.npy  id_order.npy  id_rank.npy
+
+A generation gets its name only when it is complete and synced, and CURRENT names only such, so nothing half-written
+is ever opened.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from narrows import durable
+from narrows.bundle import Bundle
+from narrows.errors import IndexFileError, MismatchError
+from narrows.index.flat import FlatIndex
+from narrows.passages import Passages
+
+SCHEMA_VERSION = 1
+MANIFEST, CURRENT, VECTORS = "manifest.json", "CURRENT", "index.faiss"
+GENERATION = re.compile(r"g\d{6}")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedFile:
+    """Size and SHA-256 of one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexManifest:
+    """What a generation holds, and which tower filled it. `max_norm` is that of the longest vector."""
+
+    schema_version: int
+    name: str
+    created_by: str
+    tower_id: str
+    variant: str
+    bundle: str
+    metric: str
+    factory: str
+    dim: int
+    count: int
+    truncated_count: int
+    max_norm: float
+    source: str
+    source_sha256: str
+    files: dict[str, IndexedFile]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenIndex:
+    """An opened generation."""
+
+    manifest: IndexManifest
+    generation: str
+    vectors: FlatIndex
+    passages: Passages
+
+
+def describe_file(file: Path) -> IndexedFile:
+    """Measures a file for the manifest."""
+    return IndexedFile(file.stat().st_size, durable.sha256_file(file))
+
+
+def current_generation(path: Path) -> str | None:
+    """The name that CURRENT holds; None where there is no index."""
+    try:
+        name = (path / CURRENT).read_text("ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise IndexFileError(f"{path / CURRENT} cannot be read: {error}") from None
+    if not GENERATION.fullmatch(name):
+        raise IndexFileError(f"{path / CURRENT} does not name a generation: {name!r}")
+    return name
+
+
+@contextmanager
+def new_generation(path: Path) -> Iterator[Path]:
+    """Yields a directory to fill; when the block ends without an exception it is the current generation.
+
+    Older generations are deleted then. A server that has them open keeps its mapped files until it closes them.
+    """
+    previous = current_generation(path)
+    name = f"g{int(previous[1:]) + 1 if previous else 1:06d}"
+    shutil.rmtree(path / name, ignore_errors=True)  # left by a crash between rename and CURRENT
+    with durable.new_directory(path / name) as directory:
+        yield directory
+    durable.write_file(path / CURRENT, f"{name}\n".encode())
+    if previous:
+        shutil.rmtree(path / previous, ignore_errors=True)
+
+
+def read_manifest(path: Path) -> tuple[str, IndexManifest]:
+    """Returns the current generation's name and manifest.
+
+    Raises:
+        IndexFileError: no index there, or its manifest is unreadable or of another schema version.
+    """
+    generation = current_generation(path)
+    if generation is None:
+        raise IndexFileError(f"{path} is not an index (it has no {CURRENT}); make one with `narrows index build`")
+    file = path / generation / MANIFEST
+    try:
+        manifest = msgspec.json.decode(file.read_bytes(), type=IndexManifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise IndexFileError(f"{file} cannot be read: {error}; build the index again") from None
+    if manifest.schema_version != SCHEMA_VERSION:
+        version = manifest.schema_version
+        raise IndexFileError(f"{file} has schema version {version}; this program reads {SCHEMA_VERSION}; build it again")
+    return generation, manifest
+
+
+def open_index(path: Path, bundle: Bundle, threads: int) -> OpenIndex:
+    """Opens the current generation and checks every file, and that the bundle's context encoder filled it.
+
+    Raises:
+        IndexFileError: anything missing, changed or unreadable.
+        MismatchError: another tower filled the index.
+    """
+    generation, manifest = read_manifest(path)
+    check_towers(path, manifest, bundle)
+    directory = path / generation
+    for name, expected in manifest.files.items():
+        file = directory / name
+        if not file.is_file():
+            raise IndexFileError(f"{file} is missing: build the index again")
+        if describe_file(file) != expected:
+            raise IndexFileError(f"{file} does not match the manifest: it was changed or damaged; build the index again")
+    passages = Passages(directory)
+    vectors = FlatIndex(directory / VECTORS, passages.id_rank, manifest.max_norm, threads)
+    if vectors.dim != manifest.dim or vectors.count != manifest.count:
+        raise IndexFileError(f"{directory / VECTORS} does not hold {manifest.count} x {manifest.dim}: build it again")
+    return OpenIndex(manifest, generation, vectors, passages)
+
+
+def check_towers(path: Path, manifest: IndexManifest, bundle: Bundle) -> None:
+    """Contract 4: towers and index belong together.
+
+    Raises:
+        MismatchError: they do not.
+    """
+    tower = bundle.tower("context_encoder")
+    if manifest.tower_id != tower.tower_id:
+        raise MismatchError(
+            f"{path} was filled by another context encoder (tower_id {manifest.tower_id}, of bundle "
+            f"{manifest.bundle}) than the one in {bundle.path} ({tower.tower_id}): its ranking would be wrong. "
+            "Serve it with its own bundle, or build it again with this one"
+        )

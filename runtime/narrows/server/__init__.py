@@ -1,0 +1,1 @@
+"""The front: gRPC in, Works over the seam, gRPC out."""

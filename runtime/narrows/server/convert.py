@@ -1,0 +1,151 @@
+"""Requests -> plain values, checked against the limits; results -> replies. No RPC, no engine."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from narrows.errors import InvalidRequestError
+from narrows.passages import Passage
+from narrows.settings import ServerSettings
+from narrows.tokenizer import TokenizedText
+from narrows.v1 import retrieval_pb2 as pb
+from narrows.work import Outcome
+
+DEFAULT_K = 10
+DTYPES: dict[int, np.dtype[np.generic]] = {
+    pb.DATA_TYPE_UNSPECIFIED: np.dtype("<f4"),
+    pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    pb.DATA_TYPE_FLOAT16: np.dtype("<f2"),
+}
+MAX_SCORE = 1e38  # inner products beyond it overflow float32
+
+
+@dataclass(frozen=True, slots=True)
+class StageMs:
+    """What the front itself measured, in milliseconds."""
+
+    tokenize_ms: float = 0.0
+    fetch_ms: float = 0.0
+
+
+def check_count(count: int, limit: int, field: str, what: str) -> None:
+    """Refuses an empty list and one over the limit."""
+    if count == 0:
+        raise InvalidRequestError(f"give at least one of {what}", field)
+    if count > limit:
+        raise InvalidRequestError(f"{count} {what} in one call; at most {limit} are allowed", field)
+
+
+def checked_questions(questions: Sequence[str], limits: ServerSettings) -> list[str]:
+    """The questions, none of them empty or too long."""
+    for number, question in enumerate(questions):
+        if not question.strip():
+            raise InvalidRequestError("the question is empty", f"questions[{number}]")
+        _check_bytes(len(question.encode()), limits, f"questions[{number}]")
+    return list(questions)
+
+
+def checked_passages(passages: Sequence[pb.Passage], limits: ServerSettings) -> list[tuple[str, str]]:
+    """The passages as (title, text), none of them empty or too long."""
+    for number, passage in enumerate(passages):
+        if not passage.title.strip() and not passage.text.strip():
+            raise InvalidRequestError("the passage has neither title nor text", f"passages[{number}]")
+        _check_bytes(len(passage.title.encode()) + len(passage.text.encode()), limits, f"passages[{number}]")
+    return [(passage.title, passage.text) for passage in passages]
+
+
+def checked_k(k: int, limits: ServerSettings) -> int:
+    """The number of passages wanted; 0 means 10."""
+    if k > limits.max_k:
+        raise InvalidRequestError(f"{k} is over the limit of {limits.max_k}", "k")
+    return k or DEFAULT_K
+
+
+def checked_vectors(tensor: pb.Tensor, dim: int, max_norm: float) -> npt.NDArray[np.float32]:
+    """The embeddings of a request as float32 (rows, dim), finite and of the right size."""
+    field = "question_embeddings"
+    dtype = _dtype(tensor.dtype, f"{field}.dtype")
+    if tensor.dim != dim:
+        raise InvalidRequestError(f"it is {tensor.dim}; this server's embeddings have {dim} dimensions", f"{field}.dim")
+    expected = tensor.rows * dim * dtype.itemsize
+    if len(tensor.data) != expected:
+        raise InvalidRequestError(
+            f"{len(tensor.data)} bytes, but {tensor.rows} rows x {dim} x {dtype.itemsize} are {expected}", f"{field}.data"
+        )
+    vectors = np.frombuffer(tensor.data, dtype=dtype).astype(np.float32).reshape(tensor.rows, dim)
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    bad = np.flatnonzero(~(norms * max(max_norm, 1.0) < MAX_SCORE))  # NaN fails too
+    if len(bad):
+        raise InvalidRequestError("it holds NaN, infinity or numbers too large for a score", f"{field}[{bad[0]}]")
+    return vectors
+
+
+def check_lengths(texts: Sequence[TokenizedText], on_too_long: int, max_tokens: int, field: str) -> list[int]:
+    """Positions of the texts that were cut; an error instead where the request asks for one."""
+    if on_too_long not in pb.OnTooLong.values():
+        raise InvalidRequestError(f"{on_too_long} is not a value of OnTooLong", "on_too_long")
+    truncated = [number for number, text in enumerate(texts) if text.truncated]
+    if truncated and on_too_long == pb.ON_TOO_LONG_ERROR:
+        raise InvalidRequestError(f"the text has more than {max_tokens} tokens", f"{field}[{truncated[0]}]")
+    return truncated
+
+
+def check_view(view: int) -> None:
+    """Refuses a number that is no PassageView."""
+    if view not in pb.PassageView.values():
+        raise InvalidRequestError(f"{view} is not a value of PassageView", "view")
+
+
+def passage_message(passage: Passage, view: int) -> pb.Passage:
+    """As much of a passage as the view shows."""
+    if view == pb.PASSAGE_VIEW_ID:
+        return pb.Passage(id=passage.id)
+    if view == pb.PASSAGE_VIEW_TITLE:
+        return pb.Passage(id=passage.id, title=passage.title)
+    return pb.Passage(id=passage.id, title=passage.title, text=passage.text)
+
+
+def check_dtype(dtype: int) -> None:
+    """Refuses a number that is no DataType."""
+    _dtype(dtype, "dtype")
+
+
+def tensor_message(embeddings: npt.NDArray[np.float32], dtype: int) -> pb.Tensor:
+    """Embeddings as bytes in the wanted number format; float16 beyond its range becomes infinity."""
+    target = DTYPES[dtype]
+    with np.errstate(over="ignore"):
+        data = embeddings.astype(target).tobytes()
+    named = pb.DATA_TYPE_FLOAT16 if target.itemsize == 2 else pb.DATA_TYPE_FLOAT32
+    return pb.Tensor(dtype=named, rows=embeddings.shape[0], dim=embeddings.shape[1], data=data)
+
+
+def timings_message(outcomes: Iterable[Outcome], front: StageMs) -> pb.Timings:
+    """Where the time went; for several items the largest of each stage."""
+    timings = [outcome.timings for outcome in outcomes]
+    return pb.Timings(
+        tokenize_ms=front.tokenize_ms,
+        queue_ms=max((timing.queue_ms for timing in timings), default=0.0),
+        encode_ms=max((timing.encode_ms for timing in timings), default=0.0),
+        search_ms=max((timing.search_ms for timing in timings), default=0.0),
+        fetch_ms=front.fetch_ms,
+        batch_size=max((timing.batch_size for timing in timings), default=0),
+    )
+
+
+def check_reply_bytes(size: int, limits: ServerSettings, advice: str) -> None:
+    """Refuses a reply that a client would refuse."""
+    if size > limits.max_reply_bytes:
+        raise InvalidRequestError(f"the reply would have {size} bytes; at most {limits.max_reply_bytes} are sent. {advice}")
+
+
+def _dtype(value: int, field: str) -> np.dtype[np.generic]:
+    if value not in DTYPES:
+        raise InvalidRequestError(f"{value} is not a value of DataType", field)
+    return DTYPES[value]
+
+
+def _check_bytes(size: int, limits: ServerSettings, field: str) -> None:
+    if size > limits.max_text_bytes:
+        raise InvalidRequestError(f"{size} bytes of text; at most {limits.max_text_bytes} are allowed", field)

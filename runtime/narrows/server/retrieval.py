@@ -1,0 +1,241 @@
+"""RetrievalService: each method converts, calls, converts."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+import numpy as np
+
+import narrows
+from narrows.errors import InvalidRequestError, NarrowsError
+from narrows.server import convert
+from narrows.server.application import Application
+from narrows.server.convert import StageMs
+from narrows.server.dispatch import Dispatcher
+from narrows.server.errors import status_of
+from narrows.tokenizer import TokenizedText
+from narrows.v1 import retrieval_pb2 as pb
+from narrows.v1 import retrieval_pb2_grpc
+from narrows.work import Outcome
+
+# Texts up to this size are tokenized on the event loop: handing them to a thread would take longer.
+INLINE_TOKENIZE_CHARS = 4096
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+Context = grpc.aio.ServicerContext[Any, Any]
+Method = Callable[["RetrievalServicer", Request, Context], Awaitable[Reply]]
+
+
+def _rpc(method: Method[Request, Reply]) -> Method[Request, Reply]:
+    """Turns exceptions into gRPC statuses, by the one table."""
+
+    @functools.wraps(method)
+    async def wrapped(self: "RetrievalServicer", request: Request, context: Context) -> Reply:
+        try:
+            return await method(self, request, context)
+        except Exception as error:
+            code, message, trailers = status_of(error)
+        await context.abort(code, message, trailers)
+        raise AssertionError("abort raises")
+
+    return wrapped
+
+
+class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
+    """Answers for one Application."""
+
+    def __init__(self, application: Application, dispatcher: Dispatcher) -> None:
+        self._app = application
+        self._dispatcher = dispatcher
+
+    @_rpc
+    async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
+        app, limits = self._app, self._app.settings
+        app.check_bundle(request.expected_bundle)
+        index = app.corpus(request.corpus)
+        k = convert.checked_k(request.k, limits)
+        convert.check_view(request.view)
+        front, truncated = StageMs(), list[int]()
+        if bool(request.questions) == request.HasField("question_embeddings"):
+            raise InvalidRequestError("give exactly one of questions and question_embeddings", "questions")
+        if request.questions:
+            convert.check_count(len(request.questions), limits.max_items, "questions", "questions")
+            questions = convert.checked_questions(request.questions, limits)
+            texts, front = await self._tokenize(questions, [])
+            tower = app.towers["questions"].manifest
+            truncated = convert.check_lengths(texts, request.on_too_long, tower.max_tokens, "questions")
+            ids = [text.ids for text in texts]
+            outcomes = await self._dispatcher.embed(app.engine, "questions", ids, self._deadline_s(context), k)
+        else:
+            convert.check_count(request.question_embeddings.rows, limits.max_items, "question_embeddings.rows", "embeddings")
+            vectors = convert.checked_vectors(request.question_embeddings, index.vectors.dim, index.vectors.max_norm)
+            outcomes = await self._dispatcher.search(app.engine, vectors, self._deadline_s(context), k)
+        results, fetch_ms = self._hit_lists(outcomes, request)
+        front = StageMs(front.tokenize_ms, fetch_ms)
+        reply = pb.SearchResponse(results=results, served=self._served(outcomes, front, request), truncated=truncated)
+        advice = f"{len(outcomes)} questions x k {k}: ask for fewer of either, or for less of each passage (view)"
+        convert.check_reply_bytes(reply.ByteSize(), limits, advice)
+        return reply
+
+    @_rpc
+    async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
+        app, limits = self._app, self._app.settings
+        app.check_bundle(request.expected_bundle)
+        convert.check_dtype(request.dtype)
+        count = len(request.questions) + len(request.passages)
+        convert.check_count(count, limits.max_items, "questions", "texts (questions and passages)")
+        size = count * app.bundle.manifest.dim * convert.DTYPES[request.dtype].itemsize
+        convert.check_reply_bytes(size, limits, "Send fewer texts in one call")
+        questions = convert.checked_questions(request.questions, limits)
+        pairs = convert.checked_passages(request.passages, limits)
+        texts, front = await self._tokenize(questions, pairs)
+        question_texts, passage_texts = texts[: len(questions)], texts[len(questions) :]
+        truncated = convert.check_lengths(
+            question_texts, request.on_too_long, app.towers["questions"].manifest.max_tokens, "questions"
+        )
+        truncated_passages = convert.check_lengths(
+            passage_texts, request.on_too_long, app.towers["passages"].manifest.max_tokens, "passages"
+        )
+        outcomes = await self._embed_both(question_texts, passage_texts, self._deadline_s(context))
+        embeddings = np.stack([outcome.embedding for outcome in outcomes if outcome.embedding is not None])
+        return pb.EncodeResponse(
+            embeddings=convert.tensor_message(embeddings, request.dtype),
+            token_counts=[len(text.ids) for text in texts],
+            truncated=truncated + [len(questions) + number for number in truncated_passages],
+            served=self._served(outcomes, front),
+        )
+
+    @_rpc
+    async def GetPassages(self, request: pb.GetPassagesRequest, context: Context) -> pb.GetPassagesResponse:
+        started_s = time.monotonic()
+        index = self._app.corpus(request.corpus)
+        convert.check_view(request.view)
+        convert.check_count(len(request.ids), self._app.settings.max_ids, "ids", "ids")
+        rows = {passage_id: index.passages.find(passage_id) for passage_id in request.ids}
+        found = index.passages.get([row for row in map(rows.__getitem__, request.ids) if row is not None])
+        front = StageMs(fetch_ms=(time.monotonic() - started_s) * 1e3)
+        reply = pb.GetPassagesResponse(
+            passages=[convert.passage_message(passage, request.view) for passage in found],
+            missing_ids=[passage_id for passage_id in request.ids if rows[passage_id] is None],
+            served=self._served([], front, request),
+        )
+        convert.check_reply_bytes(reply.ByteSize(), self._app.settings, "Ask for fewer ids in one call")
+        return reply
+
+    @_rpc
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        limits = self._app.settings
+        count = len(request.questions) + len(request.passages)
+        convert.check_count(count, limits.max_items, "questions", "texts (questions and passages)")
+        questions = convert.checked_questions(request.questions, limits)
+        pairs = convert.checked_passages(request.passages, limits)
+        texts, front = await self._tokenize(questions, pairs)
+        lanes = ["questions"] * len(questions) + ["passages"] * len(pairs)
+        tokens = [self._app.towers[lane].tokenizer.tokens(text.ids) for lane, text in zip(lanes, texts, strict=True)]
+        results = [
+            pb.TokenList(ids=text.ids.tolist(), tokens=strings, truncated=text.truncated)
+            for text, strings in zip(texts, tokens, strict=True)
+        ]
+        return pb.TokenizeResponse(results=results, served=self._served([], front))
+
+    @_rpc
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        app, limits = self._app, self._app.settings
+        question, context_tower = app.bundle.tower("question_encoder"), app.bundle.tower("context_encoder")
+        return pb.GetServerInfoResponse(
+            api_version="v1",
+            server_version=narrows.__version__,
+            dim=app.bundle.manifest.dim,
+            similarity=app.bundle.manifest.similarity,
+            served=self._served([], StageMs(), with_index=True),
+            limits=pb.Limits(
+                max_items=limits.max_items,
+                max_k=limits.max_k,
+                max_text_bytes=limits.max_text_bytes,
+                max_reply_bytes=limits.max_reply_bytes,
+                max_in_flight=limits.max_queued_questions,
+                max_ids=limits.max_ids,
+            ),
+            license=question.source.license,
+            language=question.source.language,
+            features=["search", "encode", "get_passages", "tokenize"] if app.index else ["encode", "tokenize"],
+            corpora=[app.index.manifest.name] if app.index else [],
+            question_encoder=pb.Tower(tower_id=question.tower_id, max_tokens=question.max_tokens),
+            context_encoder=pb.Tower(tower_id=context_tower.tower_id, max_tokens=context_tower.max_tokens),
+            passage_count=app.index.manifest.count if app.index else 0,
+            device=app.device,
+        )
+
+    def _deadline_s(self, context: Context) -> float:
+        """The caller's deadline on CLOCK_MONOTONIC; the server's default one where it set none."""
+        remaining_s = context.time_remaining()
+        limit_s = self._app.settings.default_deadline_ms / 1e3
+        return time.monotonic() + (limit_s if remaining_s is None else remaining_s)
+
+    async def _tokenize(
+        self, questions: Sequence[str], pairs: Sequence[tuple[str, str]]
+    ) -> tuple[list[TokenizedText], StageMs]:
+        """Tokenizes questions, then passages; long ones on a thread, so that the event loop goes on."""
+        started_s = time.monotonic()
+        towers = self._app.towers
+
+        def run() -> list[TokenizedText]:
+            texts = towers["questions"].tokenizer.questions(questions) if questions else []
+            return texts + (towers["passages"].tokenizer.passages(pairs) if pairs else [])
+
+        chars = sum(map(len, questions)) + sum(len(title) + len(text) for title, text in pairs)
+        texts = run() if chars <= INLINE_TOKENIZE_CHARS else await asyncio.to_thread(run)
+        return texts, StageMs(tokenize_ms=(time.monotonic() - started_s) * 1e3)
+
+    async def _embed_both(
+        self, questions: Sequence[TokenizedText], passages: Sequence[TokenizedText], deadline_s: float
+    ) -> list[Outcome]:
+        engine, embed = self._app.engine, self._dispatcher.embed
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(embed(engine, lane, [text.ids for text in texts], deadline_s))
+                    for lane, texts in (("questions", questions), ("passages", passages))
+                    if texts
+                ]
+        except* NarrowsError as errors:
+            raise errors.exceptions[0] from None
+        return [outcome for task in tasks for outcome in task.result()]
+
+    def _hit_lists(self, outcomes: Sequence[Outcome], request: pb.SearchRequest) -> tuple[list[pb.HitList], float]:
+        """The hits of each question, and the milliseconds it took to fetch their passages."""
+        started_s = time.monotonic()
+        passages = self._app.corpus(request.corpus).passages
+        with_text = request.view in (pb.PASSAGE_VIEW_UNSPECIFIED, pb.PASSAGE_VIEW_FULL)
+        lists = []
+        for outcome in outcomes:
+            assert outcome.rows is not None
+            assert outcome.scores is not None
+            found = passages.get(outcome.rows, with_text)
+            hits = [
+                pb.Hit(passage=convert.passage_message(passage, request.view), score=score)
+                for passage, score in zip(found, outcome.scores.tolist(), strict=True)
+            ]
+            lists.append(pb.HitList(hits=hits))
+        return lists, (time.monotonic() - started_s) * 1e3
+
+    def _served(
+        self,
+        outcomes: Sequence[Outcome],
+        front: StageMs,
+        request: pb.SearchRequest | pb.GetPassagesRequest | None = None,
+        with_index: bool = False,
+    ) -> pb.Served:
+        index = self._app.index if request is not None or with_index else None
+        return pb.Served(
+            bundle=self._app.bundle.manifest.name,
+            variant=self._app.variant,
+            index=index.manifest.name if index else "",
+            generation=index.generation if index else "",
+            timings=convert.timings_message(outcomes, front),
+        )

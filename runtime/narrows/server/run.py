@@ -1,0 +1,87 @@
+"""`narrows serve`: load, listen, serve until SIGTERM, drain, exit 0."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from narrows.errors import SettingsError
+from narrows.server import application
+from narrows.server.dispatch import Dispatcher
+from narrows.server.retrieval import RetrievalServicer
+from narrows.settings import ServerSettings
+from narrows.v1 import retrieval_pb2, retrieval_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+SERVICE = retrieval_pb2.DESCRIPTOR.services_by_name["RetrievalService"].full_name
+SWITCH_INTERVAL_S = 0.0005  # the engine's threads hand the GIL to the event loop 10 times sooner than by default
+MESSAGE_OVERHEAD_BYTES = 65_536
+
+
+def serve(settings: ServerSettings, ready: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT. `ready` is told the address once calls are answered.
+
+    Raises:
+        BundleError, IndexFileError, MismatchError: what is to be served cannot be.
+        SettingsError: the address cannot be listened on.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    asyncio.run(_serve(settings, ready))
+
+
+async def _serve(settings: ServerSettings, ready: Callable[[str], None]) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    dispatcher = Dispatcher(loop)
+    app = await asyncio.to_thread(application.load, settings, dispatcher.deliver)
+    try:
+        server = grpc.aio.server(options=_options(settings))
+        retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(RetrievalServicer(app, dispatcher), server)
+        health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        address = _bind(server, settings.listen)
+        await server.start()
+        for name in ("", SERVICE):
+            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving on %s", address)
+        ready(address)
+        await stop.wait()
+        log.info("draining for at most %.1f s", settings.drain_ms / 1e3)
+        await health.enter_graceful_shutdown()
+        await server.stop(settings.drain_ms / 1e3)
+    finally:
+        await asyncio.to_thread(app.engine.close)
+    log.info("stopped")
+
+
+def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+    texts_bytes = settings.max_items * settings.max_text_bytes + MESSAGE_OVERHEAD_BYTES
+    return [
+        ("grpc.max_receive_message_length", min(texts_bytes, 2**31 - 1)),
+        ("grpc.max_send_message_length", settings.max_reply_bytes + MESSAGE_OVERHEAD_BYTES),
+        ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a load balancer
+    ]
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> str:
+    host, colon, port = listen.rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise SettingsError(f"--listen must be HOST:PORT, such as 127.0.0.1:50051, not {listen!r}")
+    try:
+        bound = server.add_insecure_port(listen)
+    except RuntimeError:
+        bound = 0
+    if bound == 0:
+        raise SettingsError(f"cannot listen on {listen}: is the port in use, or the host name wrong?")
+    return f"{host}:{bound}"

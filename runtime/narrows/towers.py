@@ -1,0 +1,62 @@
+"""The towers of a bundle, loaded: tokenizer and encoder of each, and what their batches cost on this machine."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from narrows import costs
+from narrows.bundle import Bundle, Role, TowerManifest
+from narrows.costs import CostTable
+from narrows.encoder import Encoder, load_encoder
+from narrows.tokenizer import TowerTokenizer
+
+LENGTHS = (8, 16, 32, 64, 128, 256, 512)
+MAX_BATCH = 64
+DEFAULT_VARIANT = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """One tower, ready to embed."""
+
+    manifest: TowerManifest
+    tokenizer: TowerTokenizer
+    encoder: Encoder
+
+    def measure_costs(self, budget_ms: float, clock: Callable[[], float] = time.monotonic) -> CostTable:
+        """Warms the tower up and times its batches; lengths up to its maximum."""
+        longest = self.manifest.max_tokens
+        lengths = [length for length in LENGTHS if length < longest] + [longest]
+        pad = self.tokenizer.pad_id
+
+        def run(batch_size: int, tokens: int) -> None:
+            self.encoder.encode([np.full(tokens, pad, dtype=np.int64)] * batch_size)
+
+        return costs.measure(run, lengths, MAX_BATCH, budget_ms, clock)
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def load_towers(bundle: Bundle, variant: str, threads: int, roles: Sequence[Role]) -> dict[Role, Tower]:
+    """Loads towers of a bundle and checks their golden embeddings. Roles that share a directory share a tower.
+
+    Raises:
+        BundleError: an unreadable file, a variant the bundle lacks, or one that is off on this machine.
+    """
+    loaded: dict[str, Tower] = {}
+    towers: dict[Role, Tower] = {}
+    for role in roles:
+        manifest = bundle.tower(role)
+        if manifest.directory not in loaded:
+            file = bundle.file(manifest, manifest.tokenizer_file)
+            tokenizer = TowerTokenizer.load(file, manifest.tokenizer, manifest.max_tokens)
+            encoder = load_encoder(bundle, role, variant, tokenizer.pad_id, threads)
+            loaded[manifest.directory] = Tower(manifest, tokenizer, encoder)
+        towers[role] = loaded[manifest.directory]
+    return towers

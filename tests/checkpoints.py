@@ -1,0 +1,53 @@
+"""Small checkpoints in DPR's format, made by the tests: real files, random weights, embeddings well spread out."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import BertWordPieceTokenizer
+from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
+
+from narrows.bundle import Role
+from narrows_export import corpus
+
+HIDDEN, LAYERS, HEADS = 64, 2, 4
+CLASSES = {"question_encoder": DPRQuestionEncoder, "context_encoder": DPRContextEncoder}
+
+
+def train_vocabulary(texts: list[str], size: int, lowercase: bool) -> list[str]:
+    """A WordPiece vocabulary of about `size` tokens, in id order."""
+    tokenizer = BertWordPieceTokenizer(lowercase=lowercase, strip_accents=lowercase)
+    tokenizer.train_from_iterator(texts, vocab_size=size, min_frequency=1, show_progress=False)
+    vocabulary = tokenizer.get_vocab()
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def english_vocabulary() -> list[str]:
+    """An uncased vocabulary of the English demo passages."""
+    return train_vocabulary([passage.text for passage in corpus.passages("en")], 2000, lowercase=True)
+
+
+def write_dpr(
+    directory: Path, role: Role, vocabulary: list[str], *, seed: int, projection_dim: int = 0, **tokenizer_config: object
+) -> Path:
+    """Writes a Hugging Face DPR checkpoint with spread-out random weights."""
+    torch.manual_seed(seed)
+    config = DPRConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=4 * HIDDEN,
+        projection_dim=projection_dim,
+        initializer_range=0.15,
+    )
+    model = CLASSES[role](config)
+    with torch.no_grad():  # LayerNorm away from identity, biases away from zero
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "LayerNorm" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    (directory / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary), "utf-8")
+    settings = {"do_lower_case": True, "model_max_length": 512, **tokenizer_config}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    return directory
