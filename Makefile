@@ -1,0 +1,68 @@
+# Everything a developer does here. `make` alone shows the list.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := .demo
+export HF_HUB_DISABLE_TELEMETRY = 1
+export HF_HUB_DISABLE_PROGRESS_BARS = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test test-all lint format proto proto-check bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# The versions of constraints.txt are installed; it names the CPU build's version of torch.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Narrows needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+setup: $(INSTALLED) ## make .venv with everything a developer needs
+
+demo: $(INSTALLED) ## the main job from nothing: export, index, serve, ask, stop
+	$(BIN)/python benchmarks/demo.py --work $(DEMO)
+
+serve: $(INSTALLED) ## as demo, but leave the server running in the foreground
+	$(BIN)/python benchmarks/demo.py --work $(DEMO) --serve
+
+test: $(INSTALLED) ## lint, then every test but the slow ones
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(INSTALLED) ## lint and every test
+	$(MAKE) --no-print-directory lint proto-check
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# An older protoc on purpose: its stubs work with every protobuf and grpcio that pyproject.toml allows.
+PROTO_BIN := .venv-proto/bin
+$(PROTO_BIN)/protoc-gen-mypy:
+	$(PYTHON) -m venv .venv-proto
+	$(PROTO_BIN)/python -m pip install --quiet --disable-pip-version-check grpcio-tools==1.78.0 mypy-protobuf==3.7.0 'setuptools<81'
+
+proto: $(PROTO_BIN)/protoc-gen-mypy ## regenerate the stubs in runtime/narrows/v1
+	PATH=$(PROTO_BIN):$$PATH $(PROTO_BIN)/python -m grpc_tools.protoc -I proto --python_out=$(or $(OUT),runtime) \
+	  --grpc_python_out=$(or $(OUT),runtime) --mypy_out=quiet:$(or $(OUT),runtime) \
+	  --mypy_grpc_out=quiet:$(or $(OUT),runtime) proto/narrows/v1/retrieval.proto
+
+proto-check: ## fail if the committed stubs are not those of proto/
+	rm -rf .venv-proto/out && mkdir -p .venv-proto/out
+	$(MAKE) --no-print-directory proto OUT=.venv-proto/out
+	for file in .venv-proto/out/narrows/v1/*; do diff -q $$file runtime/narrows/v1/$$(basename $$file) || exit 1; done
+
+bench: $(INSTALLED) ## throughput and latency of a served MiniLM on this machine
+	$(BIN)/python benchmarks/quick.py --work $(DEMO)
+
+clean: ## delete what make made
+	rm -rf $(VENV) .venv-proto $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
