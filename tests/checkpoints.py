@@ -28,7 +28,13 @@ def english_vocabulary() -> list[str]:
 
 
 def write_dpr(
-    directory: Path, role: Role, vocabulary: list[str], *, seed: int, projection_dim: int = 0, **tokenizer_config: object
+    directory: Path,
+    role: Role,
+    vocabulary: list[str],
+    *,
+    seed: int,
+    projection_dim: int = 0,
+    **tokenizer_config: object,
 ) -> Path:
     """Writes a Hugging Face DPR checkpoint with spread-out random weights."""
     torch.manual_seed(seed)

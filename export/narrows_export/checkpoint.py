@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, DPRConfig, DPRContextEncoder, DPRQuestionEncoder, PreTrainedModel
+from transformers import (
+    BertConfig,
+    DPRConfig,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedModel
 
 from narrows.bundle import Pooling, Role
@@ -43,7 +50,7 @@ class TorchTower:
     tensors: Mapping[str, torch.Tensor]  # what was read and used, by the model's own names without prefix
 
 
-class SentenceTower(BertPreTrainedModel):  # type: ignore[misc]
+class SentenceTower(BertPreTrainedModel):
     """BERT, mean pooling over the mask, L2 normalization: what sentence-transformers runs, as one module.
 
     The sum is a running one (CumSum): adding the zeros of padding then never regroups the addition, so the
@@ -168,7 +175,8 @@ def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], file: Path) 
     if wrong:
         name = wrong[0]
         raise CheckpointError(
-            f"{file}: {name} has shape {tuple(used[name].shape)}, but config.json asks for {tuple(expected[name].shape)}"
+            f"{file}: {name} has shape {tuple(used[name].shape)}, "
+            f"but config.json asks for {tuple(expected[name].shape)}"
         )
     model.load_state_dict({name: tensor.float() for name, tensor in used.items()}, strict=False)
 
@@ -186,7 +194,7 @@ def _canonical(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return canonical
 
 
-def _max_tokens(wanted: int, config: BertConfig, files: CheckpointFiles) -> int:
+def _max_tokens(wanted: int, config: PretrainedConfig, files: CheckpointFiles) -> int:
     if not 8 <= wanted <= config.max_position_embeddings:
         raise CheckpointError(
             f"a maximum of {wanted} tokens does not fit {files.name}: it must be 8 to {config.max_position_embeddings}"

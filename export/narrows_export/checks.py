@@ -100,13 +100,13 @@ def golden(encoder: Encoder, tokenizer: TowerTokenizer) -> Golden:
     token_ids: list[TokenIds] = []
     for language in corpus.LANGUAGES:
         token_ids += [text.ids for text in tokenizer.questions([q.question for q in corpus.questions(language)[:14]])]
-        token_ids += [text.ids for text in tokenizer.passages([(p.title, p.text) for p in corpus.passages(language)[:2]])]
+        token_ids += [
+            text.ids for text in tokenizer.passages([(p.title, p.text) for p in corpus.passages(language)[:2]])
+        ]
     return Golden(tuple(token_ids), np.concatenate([encoder.encode([ids]) for ids in token_ids]))
 
 
-def pair_check(
-    question: tuple[Encoder, TowerTokenizer], context: tuple[Encoder, TowerTokenizer]
-) -> PairCheck:
+def pair_check(question: tuple[Encoder, TowerTokenizer], context: tuple[Encoder, TowerTokenizer]) -> PairCheck:
     """In-batch top-1 over 64 question-passage pairs, in the language that does better."""
     results = []
     for language in corpus.LANGUAGES:
@@ -114,7 +114,9 @@ def pair_check(
         chosen = corpus.questions(language)[:PAIRS]
         positives = [by_id[q.positive_passage_ids[0]] for q in chosen]
         question_vectors = _embed(question[0], [t.ids for t in question[1].questions([q.question for q in chosen])])
-        passage_vectors = _embed(context[0], [t.ids for t in context[1].passages([(p.title, p.text) for p in positives])])
+        passage_vectors = _embed(
+            context[0], [t.ids for t in context[1].passages([(p.title, p.text) for p in positives])]
+        )
         best = (question_vectors @ passage_vectors.T).argmax(axis=1)
         correct = int((best == np.arange(len(chosen))).sum())
         results.append(PairCheck(language, len(chosen), correct, correct >= PAIRS_NEEDED))

@@ -94,7 +94,9 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
         exported = _export_towers(files, directory, request.max_tokens, step)
         question, context = exported["question_encoder"], exported["context_encoder"]
         if question.manifest.dim != context.manifest.dim:
-            raise ExportError(f"the towers' embeddings differ in size: {question.manifest.dim} and {context.manifest.dim}")
+            raise ExportError(
+                f"the towers' embeddings differ in size: {question.manifest.dim} and {context.manifest.dim}"
+            )
         step("checking that the towers are a pair")
         pair = checks.pair_check((question.encoder, question.tokenizer), (context.encoder, context.tokenizer))
         _judge_pair(pair, request.allow_unpaired)
@@ -118,9 +120,7 @@ def _export_towers(
     if question.kind == "sentence-transformers" and question.directory.samefile(context.directory):
         shared = _export_tower(question, "context_encoder", directory / "shared_encoder", max_tokens, step)
         return {"question_encoder": shared, "context_encoder": shared}
-    return {
-        role: _export_tower(found, role, directory / role, max_tokens, step) for role, found in files.items()
-    }
+    return {role: _export_tower(found, role, directory / role, max_tokens, step) for role, found in files.items()}
 
 
 def _export_tower(files: CheckpointFiles, role: Role, out: Path, max_tokens: int | None, step: Step) -> _Exported:
@@ -130,7 +130,9 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, max_tokens: int
     tower = checkpoint.load(files, role, max_tokens)
     settings, vocab = vocabulary.read(files, "hf")
     if len(vocab) > tower.model.config.vocab_size:
-        raise ExportError(f"{files.name}: the vocabulary has {len(vocab)} tokens, the model {tower.model.config.vocab_size}")
+        raise ExportError(
+            f"{files.name}: the vocabulary has {len(vocab)} tokens, the model {tower.model.config.vocab_size}"
+        )
     rust_tokenizer = build_tokenizer(settings, vocab)
     rust_tokenizer.save(str(out / "tokenizer.json"))
     tokenizer = TowerTokenizer(rust_tokenizer, settings, tower.max_tokens)

@@ -86,7 +86,9 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
     counts = {name: count for name, count in optimized.get_fused_operator_statistics().items() if count}
     expected = recipe(tower)
     if counts != expected:
-        raise ExportError(f"the optimizer fused {counts} where the recipe demands {expected}; check the versions installed")
+        raise ExportError(
+            f"the optimizer fused {counts} where the recipe demands {expected}; check the versions installed"
+        )
     _name_output(optimized.model, tower)
     onnx.save(optimized.model, file)
     return counts
@@ -96,7 +98,9 @@ def _name_output(model: onnx.ModelProto, tower: TorchTower) -> None:
     for node in model.graph.node:
         node.output[:] = [EMBEDDING if name == tower.output else name for name in node.output]
     del model.graph.output[:]
-    model.graph.output.append(onnx.helper.make_tensor_value_info(EMBEDDING, onnx.TensorProto.FLOAT, ["texts", tower.dim]))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info(EMBEDDING, onnx.TensorProto.FLOAT, ["texts", tower.dim])
+    )
 
 
 @contextmanager

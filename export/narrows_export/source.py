@@ -107,7 +107,8 @@ def _from_hub(repository: str, revision: str | None) -> CheckpointFiles:
         paths = {name: Path(hf_hub_download(repository, name, revision=info.sha)) for name in wanted}
     except HFValidationError:
         raise CheckpointError(
-            f"{repository} is neither a directory here nor a hub id such as facebook/dpr-question_encoder-single-nq-base"
+            f"{repository} is neither a directory here nor a hub id "
+            "such as facebook/dpr-question_encoder-single-nq-base"
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).splitlines()[0] if isinstance(error, HfHubHTTPError) else "it cannot be reached"

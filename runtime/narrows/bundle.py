@@ -171,7 +171,9 @@ def _read_manifest(path: Path) -> BundleManifest:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise BundleError(f"{path} is not a bundle ({error.strerror}: {MANIFEST}); make one with `narrows export`") from None
+        raise BundleError(
+            f"{path} is not a bundle ({error.strerror}: {MANIFEST}); make one with `narrows export`"
+        ) from None
     try:
         version = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
         if version != SCHEMA_VERSION:

@@ -1,8 +1,8 @@
 """The Python client: needs only grpcio, protobuf and numpy.
 
-    with Client("localhost:50051") as client:
-        for hit in client.search(["who wrote Don Quixote?"], k=5)[0]:
-            print(hit.score, hit.title)
+with Client("localhost:50051") as client:
+    for hit in client.search(["who wrote Don Quixote?"], k=5)[0]:
+        print(hit.score, hit.title)
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,9 +1,9 @@
 """The passages of an index, in mapped files: row -> id, title, text, and id -> row.
 
-    passages.blob       id, title, text of row 0, of row 1, ..., UTF-8, nothing between them
-    passages.ends.npy   uint64 (3 * rows + 1,): where each of these strings ends, after a leading 0
-    id_order.npy        uint32 (rows,): rows by the UTF-8 bytes of their ids, ascending
-    id_rank.npy         uint32 (rows,): the inverse; a row's place in that order
+passages.blob       id, title, text of row 0, of row 1, ..., UTF-8, nothing between them
+passages.ends.npy   uint64 (3 * rows + 1,): where each of these strings ends, after a leading 0
+id_order.npy        uint32 (rows,): rows by the UTF-8 bytes of their ids, ascending
+id_rank.npy         uint32 (rows,): the inverse; a row's place in that order
 """
 
 import mmap
@@ -42,7 +42,9 @@ class PassageWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._blob.close()
         if error is None:
             self._write_tables()
@@ -84,7 +86,8 @@ class Passages:
         ends = self._ends[np.asarray(rows, dtype=np.int64)[:, None] * 3 + np.arange(4)].tolist()
         blob = self._blob
         return [
-            Passage(blob[a:b].decode(), blob[b:c].decode(), blob[c:d].decode() if with_text else "") for a, b, c, d in ends
+            Passage(blob[a:b].decode(), blob[b:c].decode(), blob[c:d].decode() if with_text else "")
+            for a, b, c, d in ends
         ]
 
     def find(self, passage_id: str) -> int | None:

@@ -143,7 +143,9 @@ class Scheduler(Generic[T]):
         own_ms = sum(queue.costs.item_ms(work.tokens) for work in works)
         left_ms = (min(work.deadline_s for work in works) - now_s) * 1e3
         if wait_ms + own_ms > left_ms:
-            message = f"the predicted wait is {wait_ms + own_ms:.0f} ms, and the deadline leaves {max(left_ms, 0):.0f} ms"
+            message = (
+                f"the predicted wait is {wait_ms + own_ms:.0f} ms, and the deadline leaves {max(left_ms, 0):.0f} ms"
+            )
             return Refused(message, max(1, round(wait_ms)))
         return None
 

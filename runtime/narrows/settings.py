@@ -115,5 +115,7 @@ def _checked(name: str, value: Any, origin: str) -> Any:  # noqa: ANN401  (any T
     except (TypeError, ValueError):
         raise SettingsError(f"{origin} must be a number, not {value!r}") from None
     if isinstance(value, bool) or number != float(value) or not low <= number <= high:
-        raise SettingsError(f"{origin} must be {'a whole number ' if kind is int else ''}from {low} to {high}, not {value!r}")
+        raise SettingsError(
+            f"{origin} must be {'a whole number ' if kind is int else ''}from {low} to {high}, not {value!r}"
+        )
     return number

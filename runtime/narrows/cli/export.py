@@ -24,13 +24,26 @@ def add(commands: "Commands") -> None:
 DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("--question-encoder", required=True, metavar="SRC", help="directory or hub id of the question encoder")
-    command.add_argument("--context-encoder", required=True, metavar="SRC", help="directory or hub id of the context encoder; a sentence-transformers model may be both")
-    command.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="directory to write; must not exist yet")
+    command.add_argument(
+        "--question-encoder", required=True, metavar="SRC", help="directory or hub id of the question encoder"
+    )
+    command.add_argument(
+        "--context-encoder",
+        required=True,
+        metavar="SRC",
+        help="directory or hub id of the context encoder; a sentence-transformers model may be both",
+    )
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="BUNDLE", help="directory to write; must not exist yet"
+    )
     command.add_argument("--name", help="the bundle's name in replies (default: the name of --out without suffix)")
     command.add_argument("--revision", metavar="R", help="hub revision (branch, tag or commit) of both checkpoints")
-    command.add_argument("--max-tokens", type=int, metavar="N", help="cut texts at N tokens (default: the checkpoint's; 256 for DPR)")
-    command.add_argument("--allow-unpaired", action="store_true", help="write the bundle even if the towers fail the pair check")
+    command.add_argument(
+        "--max-tokens", type=int, metavar="N", help="cut texts at N tokens (default: the checkpoint's; 256 for DPR)"
+    )
+    command.add_argument(
+        "--allow-unpaired", action="store_true", help="write the bundle even if the towers fail the pair check"
+    )
     command.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     command.set_defaults(run=run)
 

@@ -29,9 +29,13 @@ def add(commands: "Commands") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     build.add_argument("--bundle", required=True, type=Path, help="bundle whose context encoder to use")
-    build.add_argument("--passages", required=True, type=Path, metavar="FILE", help="passages: .tsv or .jsonl, or .gz of them")
+    build.add_argument(
+        "--passages", required=True, type=Path, metavar="FILE", help="passages: .tsv or .jsonl, or .gz of them"
+    )
     build.add_argument("--out", required=True, type=Path, metavar="INDEX", help="directory to write")
-    build.add_argument("--name", help="the index's name in requests and replies (default: the name of --out without suffix)")
+    build.add_argument(
+        "--name", help="the index's name in requests and replies (default: the name of --out without suffix)"
+    )
     build.add_argument("--replace", action="store_true", help="build the next generation of an index that exists")
     build.add_argument("--threads", type=int, default=0, metavar="N", help="encoder threads (default: all cores)")
     build.add_argument("--json", action="store_true", help="print the report as JSON")

@@ -11,9 +11,7 @@ from narrows.errors import MissingExtraError, NarrowsError
 # Packages of each extra, by import name: what a missing one means for the user.
 EXTRA_OF_PACKAGE = {
     **dict.fromkeys(("torch", "transformers", "optimum", "onnx", "safetensors", "huggingface_hub"), "export"),
-    **dict.fromkeys(
-        ("onnxruntime", "faiss", "tokenizers", "msgspec", "tqdm", "grpc_health", "grpc_reflection"), "cpu"
-    ),
+    **dict.fromkeys(("onnxruntime", "faiss", "tokenizers", "msgspec", "tqdm", "grpc_health", "grpc_reflection"), "cpu"),
 }
 
 

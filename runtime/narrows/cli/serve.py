@@ -32,7 +32,8 @@ def add(commands: "Commands") -> None:
         description="Loads a bundle and an index, warms up, and serves narrows.v1.RetrievalService with health and "
         "reflection until SIGTERM; then it finishes what is queued and exits 0. It prints `narrows: serving on "
         "HOST:PORT` on stdout once it is ready.",
-        epilog=f"A setting is taken from its flag, else from NARROWS_<NAME>, else from the TOML file. Settings: {names}.",
+        epilog="A setting is taken from its flag, else from NARROWS_<NAME>, else from the TOML file. "
+        f"Settings: {names}.",
     )
     for flag, text in FLAGS.items():
         command.add_argument(f"--{flag}", help=text)

@@ -21,7 +21,15 @@ from narrows.costs import CostTable
 from narrows.encoder import Embeddings
 from narrows.errors import IndexFileError, PassageFileError
 from narrows.index import flat
-from narrows.index.store import MANIFEST, SCHEMA_VERSION, VECTORS, IndexManifest, current_generation, describe_file, new_generation
+from narrows.index.store import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    VECTORS,
+    IndexManifest,
+    current_generation,
+    describe_file,
+    new_generation,
+)
 from narrows.passages import FILES, Passages, PassageWriter
 from narrows.tokenizer import TokenizedText
 from narrows.towers import Tower, load_towers
@@ -154,7 +162,9 @@ def _estimate_s(passages: Passages, tower: Tower, costs: CostTable) -> float:
     return sum(costs.item_ms(len(text.ids)) for text in sample) / len(sample) * len(passages) / 1e3
 
 
-def _tokenize(passages: Passages, tower: Tower, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> list[TokenizedText]:
+def _tokenize(
+    passages: Passages, tower: Tower, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+) -> list[TokenizedText]:
     return tower.tokenizer.passages([(passage.title, passage.text) for passage in passages.get(rows)])
 
 

@@ -79,12 +79,11 @@ class FlatIndex:
             fetch = min(self.count, fetch * GROWTH)
         return SearchHits(scores, rows)
 
-    def _exact_scores(
-        self, query: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
+    def _exact_scores(self, query: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Inner products in float64, where each product is exact, rounded once to float32."""
         products = self._vectors[rows].astype(np.float64) * query.astype(np.float64)
-        return products.sum(axis=1).astype(np.float32)
+        scores: npt.NDArray[np.float32] = products.sum(axis=1).astype(np.float32)
+        return scores
 
     def _error_bound(self, query: npt.NDArray[np.float32]) -> float:
         gamma = self.dim * UNIT_ROUNDOFF / (1 - self.dim * UNIT_ROUNDOFF)

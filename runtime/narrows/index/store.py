@@ -116,7 +116,9 @@ def read_manifest(path: Path) -> tuple[str, IndexManifest]:
         raise IndexFileError(f"{file} cannot be read: {error}; build the index again") from None
     if manifest.schema_version != SCHEMA_VERSION:
         version = manifest.schema_version
-        raise IndexFileError(f"{file} has schema version {version}; this program reads {SCHEMA_VERSION}; build it again")
+        raise IndexFileError(
+            f"{file} has schema version {version}; this program reads {SCHEMA_VERSION}; build it again"
+        )
     return generation, manifest
 
 
@@ -135,7 +137,9 @@ def open_index(path: Path, bundle: Bundle, threads: int) -> OpenIndex:
         if not file.is_file():
             raise IndexFileError(f"{file} is missing: build the index again")
         if describe_file(file) != expected:
-            raise IndexFileError(f"{file} does not match the manifest: it was changed or damaged; build the index again")
+            raise IndexFileError(
+                f"{file} does not match the manifest: it was changed or damaged; build the index again"
+            )
     passages = Passages(directory)
     vectors = FlatIndex(directory / VECTORS, passages.id_rank, manifest.max_norm, threads)
     if vectors.dim != manifest.dim or vectors.count != manifest.count:

@@ -63,7 +63,9 @@ class Application:
         question_tower_id = self.bundle.tower("question_encoder").tower_id
         if expected not in ("", self.bundle.manifest.name, question_tower_id):
             name = self.bundle.manifest.name
-            raise MismatchError(f"bundle {expected!r} is expected, but {name!r} (tower_id {question_tower_id}) answers here")
+            raise MismatchError(
+                f"bundle {expected!r} is expected, but {name!r} (tower_id {question_tower_id}) answers here"
+            )
 
 
 def load(settings: ServerSettings, deliver: Callable[[Sequence[Outcome]], None]) -> Application:
@@ -90,7 +92,9 @@ def load(settings: ServerSettings, deliver: Callable[[Sequence[Outcome]], None])
         costs={lane: measured[id(tower)] for lane, tower in towers.items()},
     )
     for lane, table in encode.costs.items():
-        caps = ", ".join(f"{bucket.tokens} tokens: {bucket.cap} ({bucket.ms[0]:.1f} ms alone)" for bucket in table.buckets)
+        caps = ", ".join(
+            f"{bucket.tokens} tokens: {bucket.cap} ({bucket.ms[0]:.1f} ms alone)" for bucket in table.buckets
+        )
         log.info("batch caps for %s: %s", lane, caps)
     search = _search_stage(index.vectors) if index else None
     lanes = [

@@ -72,7 +72,8 @@ def checked_vectors(tensor: pb.Tensor, dim: int, max_norm: float) -> npt.NDArray
     expected = tensor.rows * dim * dtype.itemsize
     if len(tensor.data) != expected:
         raise InvalidRequestError(
-            f"{len(tensor.data)} bytes, but {tensor.rows} rows x {dim} x {dtype.itemsize} are {expected}", f"{field}.data"
+            f"{len(tensor.data)} bytes, but {tensor.rows} rows x {dim} x {dtype.itemsize} are {expected}",
+            f"{field}.data",
         )
     vectors = np.frombuffer(tensor.data, dtype=dtype).astype(np.float32).reshape(tensor.rows, dim)
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
@@ -137,7 +138,9 @@ def timings_message(outcomes: Iterable[Outcome], front: StageMs) -> pb.Timings:
 def check_reply_bytes(size: int, limits: ServerSettings, advice: str) -> None:
     """Refuses a reply that a client would refuse."""
     if size > limits.max_reply_bytes:
-        raise InvalidRequestError(f"the reply would have {size} bytes; at most {limits.max_reply_bytes} are sent. {advice}")
+        raise InvalidRequestError(
+            f"the reply would have {size} bytes; at most {limits.max_reply_bytes} are sent. {advice}"
+        )
 
 
 def _dtype(value: int, field: str) -> np.dtype[np.generic]:

@@ -42,7 +42,9 @@ class Dispatcher:
         Raises:
             OverloadedError, DeadlineExceededError, UnavailableError, ServerError: the first work that failed.
         """
-        return await self._run(engine, [Work(next(self._ids), lane, deadline_s, token_ids=ids, k=k) for ids in token_ids])
+        return await self._run(
+            engine, [Work(next(self._ids), lane, deadline_s, token_ids=ids, k=k) for ids in token_ids]
+        )
 
     async def search(
         self, engine: Engine, vectors: npt.NDArray[np.float32], deadline_s: float, k: int

@@ -32,7 +32,7 @@ CODES: dict[type[NarrowsError], tuple[grpc.StatusCode, str]] = {
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
     """Returns code, message and trailing metadata. An unexpected error is INTERNAL; its details stay in the log."""
-    if type(error) not in CODES:
+    if not isinstance(error, NarrowsError) or type(error) not in CODES:
         log.exception("a call failed unexpectedly", exc_info=error)
         return status_of(ServerError("internal error; the server's log says more"))
     code, reason = CODES[type(error)]

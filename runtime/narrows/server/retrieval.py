@@ -11,7 +11,9 @@ import grpc.aio
 import numpy as np
 
 import narrows
-from narrows.errors import InvalidRequestError, NarrowsError
+from narrows.errors import InvalidRequestError
+from narrows.index.store import OpenIndex
+from narrows.passages import Passages
 from narrows.server import convert
 from narrows.server.application import Application
 from narrows.server.convert import StageMs
@@ -20,7 +22,7 @@ from narrows.server.errors import status_of
 from narrows.tokenizer import TokenizedText
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
-from narrows.work import Outcome
+from narrows.work import Lane, Outcome
 
 # Texts up to this size are tokenized on the event loop: handing them to a thread would take longer.
 INLINE_TOKENIZE_CHARS = 4096
@@ -55,35 +57,32 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
 
     @_rpc
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
-        app, limits = self._app, self._app.settings
+        """Answers questions, or searches with ready embeddings."""
+        app = self._app
         app.check_bundle(request.expected_bundle)
         index = app.corpus(request.corpus)
-        k = convert.checked_k(request.k, limits)
+        k = convert.checked_k(request.k, app.settings)
         convert.check_view(request.view)
-        front, truncated = StageMs(), list[int]()
         if bool(request.questions) == request.HasField("question_embeddings"):
             raise InvalidRequestError("give exactly one of questions and question_embeddings", "questions")
         if request.questions:
-            convert.check_count(len(request.questions), limits.max_items, "questions", "questions")
-            questions = convert.checked_questions(request.questions, limits)
-            texts, front = await self._tokenize(questions, [])
-            tower = app.towers["questions"].manifest
-            truncated = convert.check_lengths(texts, request.on_too_long, tower.max_tokens, "questions")
-            ids = [text.ids for text in texts]
-            outcomes = await self._dispatcher.embed(app.engine, "questions", ids, self._deadline_s(context), k)
+            outcomes, truncated, front = await self._search_texts(request, k, self._deadline_s(context))
         else:
-            convert.check_count(request.question_embeddings.rows, limits.max_items, "question_embeddings.rows", "embeddings")
-            vectors = convert.checked_vectors(request.question_embeddings, index.vectors.dim, index.vectors.max_norm)
+            tensor = request.question_embeddings
+            convert.check_count(tensor.rows, app.settings.max_items, "question_embeddings.rows", "embeddings")
+            vectors = convert.checked_vectors(tensor, index.vectors.dim, index.vectors.max_norm)
             outcomes = await self._dispatcher.search(app.engine, vectors, self._deadline_s(context), k)
-        results, fetch_ms = self._hit_lists(outcomes, request)
+            truncated, front = [], StageMs()
+        results, fetch_ms = _hit_lists(outcomes, index.passages, request.view)
         front = StageMs(front.tokenize_ms, fetch_ms)
-        reply = pb.SearchResponse(results=results, served=self._served(outcomes, front, request), truncated=truncated)
+        reply = pb.SearchResponse(results=results, served=self._served(outcomes, front, index), truncated=truncated)
         advice = f"{len(outcomes)} questions x k {k}: ask for fewer of either, or for less of each passage (view)"
-        convert.check_reply_bytes(reply.ByteSize(), limits, advice)
+        convert.check_reply_bytes(reply.ByteSize(), app.settings, advice)
         return reply
 
     @_rpc
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
+        """Embeds questions with one tower and passages with the other."""
         app, limits = self._app, self._app.settings
         app.check_bundle(request.expected_bundle)
         convert.check_dtype(request.dtype)
@@ -112,6 +111,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
 
     @_rpc
     async def GetPassages(self, request: pb.GetPassagesRequest, context: Context) -> pb.GetPassagesResponse:
+        """Looks passages up by id."""
         started_s = time.monotonic()
         index = self._app.corpus(request.corpus)
         convert.check_view(request.view)
@@ -122,29 +122,31 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         reply = pb.GetPassagesResponse(
             passages=[convert.passage_message(passage, request.view) for passage in found],
             missing_ids=[passage_id for passage_id in request.ids if rows[passage_id] is None],
-            served=self._served([], front, request),
+            served=self._served([], front, index),
         )
         convert.check_reply_bytes(reply.ByteSize(), self._app.settings, "Ask for fewer ids in one call")
         return reply
 
     @_rpc
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        """Shows the tokens that the towers would see."""
         limits = self._app.settings
         count = len(request.questions) + len(request.passages)
         convert.check_count(count, limits.max_items, "questions", "texts (questions and passages)")
         questions = convert.checked_questions(request.questions, limits)
         pairs = convert.checked_passages(request.passages, limits)
         texts, front = await self._tokenize(questions, pairs)
-        lanes = ["questions"] * len(questions) + ["passages"] * len(pairs)
-        tokens = [self._app.towers[lane].tokenizer.tokens(text.ids) for lane, text in zip(lanes, texts, strict=True)]
+        towers = self._app.towers
+        tokenizers = [towers["questions"].tokenizer] * len(questions) + [towers["passages"].tokenizer] * len(pairs)
         results = [
-            pb.TokenList(ids=text.ids.tolist(), tokens=strings, truncated=text.truncated)
-            for text, strings in zip(texts, tokens, strict=True)
+            pb.TokenList(ids=text.ids.tolist(), tokens=tokenizer.tokens(text.ids), truncated=text.truncated)
+            for tokenizer, text in zip(tokenizers, texts, strict=True)
         ]
         return pb.TokenizeResponse(results=results, served=self._served([], front))
 
     @_rpc
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        """Says what answers here."""
         app, limits = self._app, self._app.settings
         question, context_tower = app.bundle.tower("question_encoder"), app.bundle.tower("context_encoder")
         return pb.GetServerInfoResponse(
@@ -152,7 +154,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             server_version=narrows.__version__,
             dim=app.bundle.manifest.dim,
             similarity=app.bundle.manifest.similarity,
-            served=self._served([], StageMs(), with_index=True),
+            served=self._served([], StageMs(), app.index),
             limits=pb.Limits(
                 max_items=limits.max_items,
                 max_k=limits.max_k,
@@ -192,46 +194,36 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         texts = run() if chars <= INLINE_TOKENIZE_CHARS else await asyncio.to_thread(run)
         return texts, StageMs(tokenize_ms=(time.monotonic() - started_s) * 1e3)
 
+    async def _search_texts(
+        self, request: pb.SearchRequest, k: int, deadline_s: float
+    ) -> tuple[list[Outcome], list[int], StageMs]:
+        """The outcomes of a request's questions, the positions of those that were cut, and the time it took here."""
+        app = self._app
+        convert.check_count(len(request.questions), app.settings.max_items, "questions", "questions")
+        texts, front = await self._tokenize(convert.checked_questions(request.questions, app.settings), [])
+        max_tokens = app.towers["questions"].manifest.max_tokens
+        truncated = convert.check_lengths(texts, request.on_too_long, max_tokens, "questions")
+        ids = [text.ids for text in texts]
+        return await self._dispatcher.embed(app.engine, "questions", ids, deadline_s, k), truncated, front
+
     async def _embed_both(
         self, questions: Sequence[TokenizedText], passages: Sequence[TokenizedText], deadline_s: float
     ) -> list[Outcome]:
+        """Embeds both lanes at once; the questions' outcomes come first."""
         engine, embed = self._app.engine, self._dispatcher.embed
+        lanes: dict[Lane, Sequence[TokenizedText]] = {"questions": questions, "passages": passages}
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(embed(engine, lane, [text.ids for text in texts], deadline_s))
-                    for lane, texts in (("questions", questions), ("passages", passages))
+                    for lane, texts in lanes.items()
                     if texts
                 ]
-        except* NarrowsError as errors:
-            raise errors.exceptions[0] from None
+        except ExceptionGroup as failures:  # the first failure has cancelled the other lane
+            raise failures.exceptions[0] from None
         return [outcome for task in tasks for outcome in task.result()]
 
-    def _hit_lists(self, outcomes: Sequence[Outcome], request: pb.SearchRequest) -> tuple[list[pb.HitList], float]:
-        """The hits of each question, and the milliseconds it took to fetch their passages."""
-        started_s = time.monotonic()
-        passages = self._app.corpus(request.corpus).passages
-        with_text = request.view in (pb.PASSAGE_VIEW_UNSPECIFIED, pb.PASSAGE_VIEW_FULL)
-        lists = []
-        for outcome in outcomes:
-            assert outcome.rows is not None
-            assert outcome.scores is not None
-            found = passages.get(outcome.rows, with_text)
-            hits = [
-                pb.Hit(passage=convert.passage_message(passage, request.view), score=score)
-                for passage, score in zip(found, outcome.scores.tolist(), strict=True)
-            ]
-            lists.append(pb.HitList(hits=hits))
-        return lists, (time.monotonic() - started_s) * 1e3
-
-    def _served(
-        self,
-        outcomes: Sequence[Outcome],
-        front: StageMs,
-        request: pb.SearchRequest | pb.GetPassagesRequest | None = None,
-        with_index: bool = False,
-    ) -> pb.Served:
-        index = self._app.index if request is not None or with_index else None
+    def _served(self, outcomes: Sequence[Outcome], front: StageMs, index: OpenIndex | None = None) -> pb.Served:
         return pb.Served(
             bundle=self._app.bundle.manifest.name,
             variant=self._app.variant,
@@ -239,3 +231,20 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             generation=index.generation if index else "",
             timings=convert.timings_message(outcomes, front),
         )
+
+
+def _hit_lists(outcomes: Sequence[Outcome], passages: Passages, view: int) -> tuple[list[pb.HitList], float]:
+    """The hits of each question, and the milliseconds it took to fetch their passages."""
+    started_s = time.monotonic()
+    with_text = view in (pb.PASSAGE_VIEW_UNSPECIFIED, pb.PASSAGE_VIEW_FULL)
+    lists = []
+    for outcome in outcomes:
+        assert outcome.rows is not None
+        assert outcome.scores is not None
+        found = passages.get(outcome.rows, with_text)
+        hits = [
+            pb.Hit(passage=convert.passage_message(passage, view), score=score)
+            for passage, score in zip(found, outcome.scores.tolist(), strict=True)
+        ]
+        lists.append(pb.HitList(hits=hits))
+    return lists, (time.monotonic() - started_s) * 1e3
