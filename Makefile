@@ -23,10 +23,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 setup: $(INSTALLED) ## make .venv with everything a developer needs
 
 demo: $(INSTALLED) ## the main job from nothing: export, index, serve, ask, stop
-	$(BIN)/python benchmarks/demo.py --work $(DEMO)
+	$(BIN)/python -m narrows_export.demo --work $(DEMO)
 
 serve: $(INSTALLED) ## as demo, but leave the server running in the foreground
-	$(BIN)/python benchmarks/demo.py --work $(DEMO) --serve
+	$(BIN)/python -m narrows_export.demo --work $(DEMO) --serve
 
 test: $(INSTALLED) ## lint, then every test but the slow ones
 	$(MAKE) --no-print-directory lint

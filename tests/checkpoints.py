@@ -1,6 +1,7 @@
 """Small checkpoints in DPR's format, made by the tests: real files, random weights, embeddings well spread out."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +13,14 @@ from narrows_export import corpus
 
 HIDDEN, LAYERS, HEADS = 64, 2, 4
 CLASSES = {"question_encoder": DPRQuestionEncoder, "context_encoder": DPRContextEncoder}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question and a context checkpoint."""
+
+    question: Path
+    context: Path
 
 
 def train_vocabulary(texts: list[str], size: int, lowercase: bool) -> list[str]:

@@ -1,11 +1,10 @@
 """Artifacts that many tests share, each made once a session by the real programs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from checkpoints import english_vocabulary, write_dpr
+from checkpoints import Pair, english_vocabulary, write_dpr
 
 from narrows.bundle import Bundle, open_bundle
 from narrows.index.build import BuildRequest, Progress, build_index
@@ -13,14 +12,6 @@ from narrows_export import corpus
 from narrows_export.export import ExportRequest, export_bundle
 
 SHARED = Path(__file__).parents[2] / "shared"  # real data and towers beside a developer's checkout; tests skip without
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A question and a context checkpoint."""
-
-    question: Path
-    context: Path
 
 
 @pytest.fixture(scope="session")

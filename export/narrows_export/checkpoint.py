@@ -5,6 +5,7 @@ The class is chosen by the prefix of the weights' names, never by AutoModel, whi
 """
 
 import json
+import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,8 +97,12 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # legacy pickles warn of TypedStorage
                 tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own text advises to load the file all the same
+        raise CheckpointError(
+            f"{file} is damaged, or holds Python objects besides tensors; loading those may run code, so it is refused"
+        ) from None
     except Exception as error:  # each reader raises its own kinds for damaged files
-        raise CheckpointError(f"{file} cannot be read: {error}") from None
+        raise CheckpointError(f"{file} cannot be read, so it is probably damaged: {error!r}") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{file} does not hold a plain table of tensors")
     return tensors
@@ -112,10 +117,8 @@ def _dpr_tower(
     if found != {wanted}:
         what = " and ".join(f"a {kind}" for kind in sorted(found)) or f"no weights named {', '.join(PREFIXES)}"
         raise CheckpointError(f"{files.name} was given as the {wanted}, but its {files.weights.name} holds {what}")
-    raw = files.json("config.json")
-    config = DPRConfig(**raw)
-    config._attn_implementation = "eager"
-    model = model_class(config)
+    model = _empty_model(DPRConfig, model_class, files)
+    config = model.config
     _fill(model, tensors, files.weights)
     return TorchTower(
         model=model.float().eval(),
@@ -124,21 +127,20 @@ def _dpr_tower(
         normalize=False,
         projection_dim=config.projection_dim,
         dim=config.projection_dim or config.hidden_size,
-        max_tokens=_max_tokens(max_tokens or 256, config, files),
+        max_tokens=_max_tokens(256 if max_tokens is None else max_tokens, config, files),
         tensors=_canonical(model),
     )
 
 
 def _sentence_tower(files: CheckpointFiles, tensors: dict[str, torch.Tensor], max_tokens: int | None) -> TorchTower:
     _check_modules(files)
-    config = BertConfig(**files.json("config.json"))
     if files.json("config.json").get("model_type") != "bert":
         raise CheckpointError(f"{files.name}: only sentence-transformers models over BERT are supported")
-    config._attn_implementation = "eager"
-    model = SentenceTower(config)
+    model = _empty_model(BertConfig, SentenceTower, files)
+    config = model.config
     named = {name if name.startswith("bert.") else f"bert.{name}": tensor for name, tensor in tensors.items()}
     _fill(model, named, files.weights)
-    limit = max_tokens or int(files.json("sentence_bert_config.json").get("max_seq_length") or 256)
+    limit = _sentence_limit(config.max_position_embeddings, files)
     return TorchTower(
         model=model.float().eval(),
         output="embedding",
@@ -146,20 +148,48 @@ def _sentence_tower(files: CheckpointFiles, tensors: dict[str, torch.Tensor], ma
         normalize=True,
         projection_dim=0,
         dim=config.hidden_size,
-        max_tokens=_max_tokens(limit, config, files),
+        max_tokens=_max_tokens(limit if max_tokens is None else max_tokens, config, files),
         tensors=_canonical(model),
     )
 
 
+def _sentence_limit(longest: int, files: CheckpointFiles) -> int:
+    """Where sentence-transformers cuts: older versions say so themselves, newer ones leave it to the tokenizer."""
+    limit = files.json("sentence_bert_config.json").get("max_seq_length")
+    if limit is None:
+        limit = min(files.json("tokenizer_config.json").get("model_max_length", longest), longest)
+    return int(limit)
+
+
 def _check_modules(files: CheckpointFiles) -> None:
-    modules = json.loads((files.directory / "modules.json").read_text("utf-8"))
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
-    if kinds != ["Transformer", "Pooling", "Normalize"] or modules[0]["path"] != "":
+    file = files.directory / "modules.json"
+    try:
+        listed = json.loads(file.read_text("utf-8"))
+        modules = [(module["type"].rsplit(".", 1)[-1], module["path"]) for module in listed]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} is not a list of modules, each with its type and path: {error!r}") from None
+    kinds, paths = [kind for kind, _ in modules], [path for _, path in modules]
+    if kinds != ["Transformer", "Pooling", "Normalize"] or paths[0] != "":
         raise CheckpointError(f"{files.name}: its modules are {kinds}; supported is Transformer, Pooling, Normalize")
-    pooling = files.json(f"{modules[1]['path']}/config.json")
-    active = sorted(key for key, value in pooling.items() if key.startswith("pooling_mode") and value is True)
-    if active != ["pooling_mode_mean_tokens"]:
+    pooling = files.json(f"{paths[1]}/config.json")
+    active = sorted(key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True)
+    if "pooling_mode" in pooling:  # as newer sentence-transformers write it
+        active = pooling["pooling_mode"]
+    if active not in (["pooling_mode_mean_tokens"], "mean"):
         raise CheckpointError(f"{files.name}: its pooling is {active}; only mean pooling is supported")
+
+
+def _empty_model(
+    config_class: type[BertConfig | DPRConfig], model_class: type[PreTrainedModel], files: CheckpointFiles
+) -> PreTrainedModel:
+    """The model that config.json describes, its weights still random."""
+    try:
+        config = config_class(**files.json("config.json"))
+        config._attn_implementation = "eager"
+        return model_class(config)
+    except Exception as error:  # transformers and torch raise what they come upon first
+        file = files.directory / "config.json"
+        raise CheckpointError(f"{file} does not describe a BERT that can be built: {error!r}") from None
 
 
 def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], file: Path) -> None:

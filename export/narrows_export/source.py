@@ -111,9 +111,8 @@ def _from_hub(repository: str, revision: str | None) -> CheckpointFiles:
             "such as facebook/dpr-question_encoder-single-nq-base"
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).splitlines()[0] if isinstance(error, HfHubHTTPError) else "it cannot be reached"
         raise CheckpointError(
-            f"{repository} is not a directory here, and the hub did not deliver it ({reason}). "
+            f"{repository} is not a directory here, and the hub did not deliver it ({_reason(error)}). "
             "Check the spelling and the connection, or download the files and give their directory"
         ) from None
     card = info.card_data
@@ -125,3 +124,11 @@ def _from_hub(repository: str, revision: str | None) -> CheckpointFiles:
         license=str(getattr(card, "license", None) or ""),
         language=language if isinstance(language, str) else ",".join(language),
     )
+
+
+def _reason(error: Exception) -> str:
+    """One line; huggingface_hub puts the status first, then an empty line, then what was wrong."""
+    if not isinstance(error, HfHubHTTPError):
+        return "it cannot be reached"
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return ": ".join(lines[:2]) or type(error).__name__

@@ -179,7 +179,7 @@ def _read_manifest(path: Path) -> BundleManifest:
         if version != SCHEMA_VERSION:
             raise BundleError(f"{file} has schema version {version}; this program reads {SCHEMA_VERSION}; export again")
         manifest = msgspec.json.decode(data, type=BundleManifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{file} cannot be read: {error}; export the bundle again") from None
     if set(manifest.towers) != {"question_encoder", "context_encoder"}:
         raise BundleError(f"{file} must describe a question_encoder and a context_encoder")

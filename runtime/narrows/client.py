@@ -299,7 +299,7 @@ def _typed(error: grpc.RpcError, target: str) -> errors.NarrowsError:
             return errors.InvalidRequestError(f"the message is too large: {message}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.DeadlineExceededError(message or "the deadline passed")
-        case grpc.StatusCode.UNAVAILABLE:
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:  # CANCELLED: the server shut down meanwhile
             return errors.UnavailableError(f"{target}: {message}")
         case code:
             return errors.ServerError(f"{code.name}: {message}")

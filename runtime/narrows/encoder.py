@@ -94,10 +94,11 @@ def load_encoder(bundle: Bundle, role: Role, variant: str, pad_id: int, threads:
     entry = tower.variants[variant]
     encoder = Encoder(bundle.file(tower, entry.file), pad_id, threads)
     golden = Golden.load(bundle.file(tower, entry.golden_file))
-    worst = max(
-        float(np.abs(encoder.encode([ids])[0] - expected).max())
+    differences = [
+        np.abs(encoder.encode([ids])[0] - expected).max()
         for ids, expected in zip(golden.token_ids, golden.embeddings, strict=True)
-    )
+    ]
+    worst = float(np.max(differences))  # NaN if any is; max() would lose it
     if not worst <= entry.golden_tolerance:
         raise BundleError(
             f"variant {variant} of the {role} in {bundle.path} is off by {worst:.2e} on this machine (tolerance "

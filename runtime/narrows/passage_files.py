@@ -73,10 +73,10 @@ class _Lines:
             for raw in stream:
                 self.number += 1
                 try:
-                    line = raw.decode("utf-8-sig" if self.number == 1 else "utf-8")
+                    line = raw.decode()
                 except UnicodeDecodeError as error:
                     raise self.error(f"invalid UTF-8 at byte {error.start + 1} of the line") from None
-                yield line
+                yield line.removeprefix("\ufeff") if self.number == 1 else line
 
     def _open(self) -> BinaryIO:
         if self._file.suffix.lower() == ".gz":
@@ -89,6 +89,7 @@ class _Lines:
 
 def _read_tsv(lines: _Lines) -> Iterator[Row]:
     reader = csv.reader(iter(lines), delimiter="\t", strict=True)
+    start = 1  # the line that a row begins on: where an unclosed quotation mark is, too
     try:
         header = next(reader, [])
         if header != TSV_HEADER:
@@ -102,7 +103,7 @@ def _read_tsv(lines: _Lines) -> Iterator[Row]:
                 yield _checked(lines, start, identifier, title, text.strip('"'))
             start = lines.number + 1
     except csv.Error as error:
-        raise lines.error(f"malformed row: {error}") from None
+        raise lines.error(f"malformed row: {error}", start) from None
 
 
 def _read_jsonl(lines: _Lines) -> Iterator[Row]:
@@ -112,7 +113,7 @@ def _read_jsonl(lines: _Lines) -> Iterator[Row]:
             continue
         try:
             item = decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise lines.error(f'expected {{"id": ..., "title": ..., "text": ...}}: {error}') from None
         yield _checked(lines, lines.number, str(item.id), item.title, item.text)
 

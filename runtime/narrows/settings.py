@@ -90,7 +90,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         table = tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
         raise SettingsError(f"{file} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, an integer of thousands of digits
         raise SettingsError(f"{file} is not TOML: {error}") from None
     unknown = sorted(set(table) - set(NAMES))
     if unknown:
@@ -103,7 +103,10 @@ def _checked(name: str, value: Any, origin: str) -> Any:  # noqa: ANN401  (any T
     if name in ("bundle", "index"):
         if not isinstance(value, (str, Path)) or not str(value):
             raise SettingsError(f"{origin} must be a path")
-        return Path(value).expanduser()
+        try:
+            return Path(value).expanduser()
+        except RuntimeError as error:
+            raise SettingsError(f"{origin}: {error}") from None
     if name not in _BOUNDS:
         if not isinstance(value, str) or value not in _CHOICES.get(name, (value,)):
             raise SettingsError(f"{origin} must be {' or '.join(_CHOICES.get(name, ('text',)))}, not {value!r}")
@@ -112,9 +115,12 @@ def _checked(name: str, value: Any, origin: str) -> Any:  # noqa: ANN401  (any T
     low, high = _BOUNDS[name]
     try:
         number = kind(value)
+        fits = not isinstance(value, bool) and number == float(value) and low <= number <= high
+    except OverflowError:  # infinite, or an integer beyond any float
+        fits = False
     except (TypeError, ValueError):
         raise SettingsError(f"{origin} must be a number, not {value!r}") from None
-    if isinstance(value, bool) or number != float(value) or not low <= number <= high:
+    if not fits:
         raise SettingsError(
             f"{origin} must be {'a whole number ' if kind is int else ''}from {low} to {high}, not {value!r}"
         )

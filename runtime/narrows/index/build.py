@@ -22,6 +22,7 @@ from narrows.encoder import Embeddings
 from narrows.errors import IndexFileError, PassageFileError
 from narrows.index import flat
 from narrows.index.store import (
+    GENERATION,
     MANIFEST,
     SCHEMA_VERSION,
     VECTORS,
@@ -138,8 +139,13 @@ def _check_output(request: BuildRequest) -> None:
     if current_generation(out) is not None:
         if not request.replace:
             raise IndexFileError(f"{out} holds an index already: give --replace to build its next generation")
-    elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(not _of_killed_build(entry) for entry in out.iterdir())):
         raise IndexFileError(f"{out} exists and is not an index: choose another --out")
+
+
+def _of_killed_build(entry: Path) -> bool:
+    """Whether a build that was killed before CURRENT existed may have left this; hidden files do not count."""
+    return entry.name.startswith(".") or GENERATION.fullmatch(entry.name) is not None
 
 
 def _store_passages(file: Path, directory: Path, progress: Progress) -> str:

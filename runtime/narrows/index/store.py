@@ -10,7 +10,7 @@ is ever opened.
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from narrows.passages import Passages
 SCHEMA_VERSION = 1
 MANIFEST, CURRENT, VECTORS = "manifest.json", "CURRENT", "index.faiss"
 GENERATION = re.compile(r"g\d{6}")
+LEFTOVER = re.compile(r"g\d{6}|\.g\d{6}\.\d+\.partial")  # an older generation, or half of one from a killed build
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +89,25 @@ def current_generation(path: Path) -> str | None:
 def new_generation(path: Path) -> Iterator[Path]:
     """Yields a directory to fill; when the block ends without an exception it is the current generation.
 
-    Older generations are deleted then. A server that has them open keeps its mapped files until it closes them.
+    Older generations, and what killed builds left, are deleted then. A server that has them open keeps its mapped
+    files until it closes them.
     """
     previous = current_generation(path)
     name = f"g{int(previous[1:]) + 1 if previous else 1:06d}"
+    is_new = not path.exists()
     shutil.rmtree(path / name, ignore_errors=True)  # left by a crash between rename and CURRENT
-    with durable.new_directory(path / name) as directory:
-        yield directory
+    try:
+        with durable.new_directory(path / name) as directory:
+            yield directory
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                path.rmdir()
+        raise
     durable.write_file(path / CURRENT, f"{name}\n".encode())
-    if previous:
-        shutil.rmtree(path / previous, ignore_errors=True)
+    for entry in path.iterdir():
+        if entry.name != name and LEFTOVER.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def read_manifest(path: Path) -> tuple[str, IndexManifest]:
@@ -112,7 +122,7 @@ def read_manifest(path: Path) -> tuple[str, IndexManifest]:
     file = path / generation / MANIFEST
     try:
         manifest = msgspec.json.decode(file.read_bytes(), type=IndexManifest)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise IndexFileError(f"{file} cannot be read: {error}; build the index again") from None
     if manifest.schema_version != SCHEMA_VERSION:
         version = manifest.schema_version

@@ -1,0 +1,259 @@
+"""The engine's promises, with stages that the tests hold at a gate instead of sleeping."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from narrows.costs import Bucket, CostTable
+from narrows.engine import EncodeStage, Engine, SearchStage
+from narrows.index import SearchHits
+from narrows.scheduler import LaneSettings
+from narrows.work import Lane, Outcome, Work
+
+# Batches gain up to 8; a batch takes 1 ms by the table.
+COSTS = CostTable((Bucket(1, (1, 8), (1.0, 1.0)), Bucket(256, (1, 8), (1.0, 1.0))))
+POISON = 13
+FAR = 1e12
+WAIT_S = 30.0
+
+
+@dataclass
+class Stages:
+    """A tower that embeds a text as (its first token, its length), an index that finds rows by the first of these."""
+
+    gate: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    batches: list[list[int]] = field(default_factory=list)
+    searched: list[list[int]] = field(default_factory=list)
+    threads: dict[str, set[int]] = field(default_factory=lambda: {"encode": set(), "search": set()})
+
+    def encode(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+        self.entered.release()
+        assert self.gate.wait(WAIT_S)
+        self.threads["encode"].add(threading.get_ident())
+        self.batches.append([int(ids[0]) for ids in token_ids])
+        if any(POISON in ids for ids in token_ids):
+            raise ValueError("poison")
+        return np.array([[ids[0], len(ids)] for ids in token_ids], dtype=np.float32)
+
+    def search(self, queries: npt.NDArray[np.float32], k: int) -> SearchHits:
+        self.threads["search"].add(threading.get_ident())
+        self.searched.append([int(query[0]) for query in queries])
+        rows = queries[:, :1].astype(np.int64) + np.arange(k)
+        return SearchHits(rows.astype(np.float32), rows)
+
+
+class Inbox:
+    """Collects outcomes, one delivery after the other."""
+
+    def __init__(self) -> None:
+        self.deliveries: list[list[Outcome]] = []
+        self._changed = threading.Condition()
+
+    def deliver(self, outcomes: Sequence[Outcome]) -> None:
+        with self._changed:
+            self.deliveries.append(list(outcomes))
+            self._changed.notify_all()
+
+    def wait(self, count: int) -> dict[int, Outcome]:
+        """The first `count` outcomes by request id."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: sum(map(len, self.deliveries)) >= count, WAIT_S)
+            outcomes = [outcome for delivery in self.deliveries for outcome in delivery]
+        assert len({outcome.request_id for outcome in outcomes}) == len(outcomes), "an outcome came twice"
+        return {outcome.request_id: outcome for outcome in outcomes}
+
+
+@dataclass
+class Clock:
+    now_s: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Running:
+    engine: Engine
+    stages: Stages
+    inbox: Inbox
+    clock: Clock
+
+
+def start(own_thread: bool = True, max_queued: int = 100) -> Running:
+    stages, inbox, clock = Stages(), Inbox(), Clock()
+    lanes = [LaneSettings("questions", max_queued), LaneSettings("passages", max_queued, 0.1)]
+
+    def encode_passages(token_ids: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+        return -stages.encode(token_ids)
+
+    encode = EncodeStage(
+        {"questions": stages.encode, "passages": encode_passages}, {"questions": COSTS, "passages": COSTS}
+    )
+    engine = Engine(encode, SearchStage(stages.search, COSTS, own_thread), lanes, inbox.deliver, clock)
+    return Running(engine, stages, inbox, clock)
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    made = start()
+    yield made
+    made.stages.gate.set()
+    made.engine.close()
+
+
+def text(request_id: int, first: int, *, k: int = 0, lane: Lane = "questions", deadline_s: float = FAR) -> Work:
+    return Work(request_id, lane, deadline_s, token_ids=np.array([first, 7, 7], dtype=np.int64), k=k)
+
+
+def hold(running: Running, first: int = 1) -> None:
+    """Occupies the encoder with request `first` until the gate opens."""
+    running.engine.submit([text(first, first)])
+    assert running.stages.entered.acquire(timeout=WAIT_S)
+
+
+def test_a_text_is_embedded_and_searched_with(running: Running) -> None:
+    running.stages.gate.set()
+    running.engine.submit([text(1, 40, k=3)])
+    outcome = running.inbox.wait(1)[1]
+    assert outcome.refusal is None
+    assert outcome.embedding is not None
+    assert outcome.rows is not None
+    assert outcome.scores is not None
+    assert outcome.embedding.tolist() == [40.0, 3.0]
+    assert outcome.rows.tolist() == [40, 41, 42]
+    assert outcome.scores.tolist() == [40.0, 41.0, 42.0]
+    assert outcome.timings.batch_size == 1
+
+
+def test_a_vector_goes_straight_to_the_search(running: Running) -> None:
+    running.engine.submit([Work(1, "questions", FAR, vector=np.array([5, 0], dtype=np.float32), k=2)])
+    outcome = running.inbox.wait(1)[1]
+    assert outcome.rows is not None
+    assert outcome.rows.tolist() == [5, 6]
+    assert outcome.timings.batch_size == 0
+    assert running.stages.batches == []
+
+
+def test_works_that_come_while_the_device_is_busy_run_as_one_batch_with_one_completion(running: Running) -> None:
+    hold(running)
+    for request_id in (2, 3, 4):
+        running.engine.submit([text(request_id, request_id)])
+    running.stages.gate.set()
+    outcomes = running.inbox.wait(4)
+    assert running.stages.batches == [[1], [2, 3, 4]]
+    assert [len(delivery) for delivery in running.inbox.deliveries] == [1, 3]
+    assert {outcomes[request_id].timings.batch_size for request_id in (2, 3, 4)} == {3}
+
+
+def test_each_work_of_a_batch_gets_its_own_k(running: Running) -> None:
+    hold(running)
+    running.engine.submit([text(2, 20, k=1), text(3, 30, k=4), text(4, 40)])
+    running.stages.gate.set()
+    outcomes = running.inbox.wait(4)
+    rows = {number: None if o.rows is None else o.rows.tolist() for number, o in outcomes.items()}
+    assert rows == {1: None, 2: [20], 3: [30, 31, 32, 33], 4: None}
+    assert running.stages.searched == [[20, 30]]
+
+
+def test_each_lane_has_its_own_tower(running: Running) -> None:
+    running.stages.gate.set()
+    running.engine.submit([text(1, 5, lane="passages")])
+    running.engine.submit([text(2, 5)])
+    outcomes = running.inbox.wait(2)
+    assert outcomes[1].embedding is not None
+    assert outcomes[2].embedding is not None
+    assert outcomes[1].embedding.tolist() == [-5.0, -3.0]
+    assert outcomes[2].embedding.tolist() == [5.0, 3.0]
+
+
+def test_cancelled_work_is_never_computed(running: Running) -> None:
+    hold(running)
+    running.engine.submit([text(2, 2), text(3, 3)])
+    running.engine.cancel([2])
+    assert running.inbox.wait(1)[2].refusal == "cancelled"
+    running.stages.gate.set()
+    running.inbox.wait(3)
+    assert running.stages.batches == [[1], [3]]
+
+
+def test_work_cancelled_while_it_is_encoded_is_not_searched(running: Running) -> None:
+    running.engine.submit([text(1, 10, k=5)])
+    assert running.stages.entered.acquire(timeout=WAIT_S)
+    running.engine.cancel([1])
+    running.stages.gate.set()
+    assert running.inbox.wait(1)[1].refusal == "cancelled"
+    running.engine.close()
+    assert running.stages.searched == []
+
+
+def test_expired_work_is_never_computed(running: Running) -> None:
+    hold(running)
+    running.engine.submit([text(2, 2, deadline_s=101.0)])
+    running.engine.submit([text(3, 3, deadline_s=103.0)])
+    running.clock.now_s = 102.0
+    running.stages.gate.set()
+    outcomes = running.inbox.wait(3)
+    assert outcomes[2].refusal == "expired"
+    assert outcomes[3].refusal is None
+    assert running.stages.batches == [[1], [3]]
+
+
+def test_a_full_queue_refuses_the_whole_submission() -> None:
+    running = start(max_queued=2)
+    hold(running)
+    running.engine.submit([text(2, 2)])
+    running.engine.submit([text(3, 3), text(4, 4)])
+    outcomes = running.inbox.wait(2)
+    assert {outcomes[3].refusal, outcomes[4].refusal} == {"overloaded"}
+    assert outcomes[3].retry_after_ms >= 1
+    running.stages.gate.set()
+    running.engine.close()
+    assert running.stages.batches == [[1], [2]]
+
+
+def test_a_deadline_shorter_than_the_predicted_wait_is_refused_at_once(running: Running) -> None:
+    hold(running)
+    running.engine.submit([text(2, 2, deadline_s=100.0005)])
+    assert running.inbox.wait(1)[2].refusal == "overloaded"
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_bad_work_fails_alone_and_its_mates_are_answered(running: Running) -> None:
+    hold(running)
+    running.engine.submit([text(2, 2), text(3, POISON), text(4, 4)])
+    running.stages.gate.set()
+    outcomes = running.inbox.wait(4)
+    assert {number: outcome.refusal for number, outcome in outcomes.items()} == {1: None, 2: None, 3: "failed", 4: None}
+    running.engine.submit([text(5, 5)])
+    assert running.inbox.wait(5)[5].refusal is None, "the engine goes on"
+
+
+def test_closing_finishes_what_is_queued_and_refuses_what_comes_after() -> None:
+    running = start()
+    hold(running)
+    running.engine.submit([text(2, 20, k=2)])
+    closing = threading.Thread(target=running.engine.close)
+    closing.start()
+    running.stages.gate.set()
+    closing.join(WAIT_S)
+    running.engine.submit([text(3, 3)])
+    outcomes = running.inbox.wait(3)
+    assert {number: outcome.refusal for number, outcome in outcomes.items()} == {1: None, 2: None, 3: "draining"}
+    assert outcomes[2].rows is not None
+
+
+@pytest.mark.parametrize("own_thread", [True, False])
+def test_an_index_of_its_own_affinity_leaves_the_encoders_thread_free(own_thread: bool) -> None:
+    running = start(own_thread)
+    running.stages.gate.set()
+    running.engine.submit([text(number, number, k=1) for number in range(20, 40)])
+    running.inbox.wait(20)
+    running.engine.close()
+    threads = running.stages.threads
+    assert len(threads["encode"]) == len(threads["search"]) == 1
+    assert (threads["encode"] != threads["search"]) == own_thread

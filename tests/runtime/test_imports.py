@@ -1,0 +1,76 @@
+"""The base install is the client alone, and the runtime never touches the training libraries."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUNTIME = Path(__file__).parents[2] / "runtime" / "narrows"
+TRAINING = {"torch", "transformers", "optimum", "onnx", "safetensors", "huggingface_hub"}
+EXTRAS = TRAINING | {"onnxruntime", "faiss", "tokenizers", "msgspec", "tqdm", "grpc_health", "grpc_reflection"}
+BLOCKER = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"blocked: {{name}}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def imports(file: Path) -> set[str]:
+    """Top-level names of everything that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("file", sorted(RUNTIME.rglob("*.py")), ids=lambda file: str(file.relative_to(RUNTIME)))
+def test_the_runtime_imports_no_training_library(file: Path) -> None:
+    assert not imports(file) & TRAINING
+    exporter_users = {"cli/export.py"}
+    if str(file.relative_to(RUNTIME)) not in exporter_users:
+        assert "narrows_export" not in imports(file)
+
+
+def run(code: str, blocked: set[str]) -> "subprocess.CompletedProcess[str]":
+    program = BLOCKER.format(blocked=blocked) + code
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_client_and_search_command_need_only_the_base_install() -> None:
+    code = (
+        "import narrows; from narrows.cli.main import main; narrows.Client('x:1').close(); main(['search', '--help'])"
+    )
+    done = run(code, EXTRAS)
+    assert done.returncode == 0, done.stderr
+    assert "QUESTION" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["serve", "--bundle", "x"], "narrows[cpu]"),
+        (["index", "info", "x"], "narrows[cpu]"),
+        (["export", "--question-encoder", "a", "--context-encoder", "b", "--out", "c"], "narrows[export]"),
+    ],
+)
+def test_a_command_without_its_extra_says_what_to_install(arguments: list[str], extra: str) -> None:
+    blocked = EXTRAS if extra == "narrows[cpu]" else TRAINING
+    done = run(f"import sys; from narrows.cli.main import main; sys.exit(main({arguments!r}))", blocked)
+    assert done.returncode == 1
+    assert extra in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_process_loads_no_training_library() -> None:
+    modules = ["narrows.server.run", "narrows.index.build", "narrows.cli.main"]
+    code = f"import sys, {', '.join(modules)}; print(sorted({TRAINING!r} & set(sys.modules)))"
+    done = run(code, set())
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,212 @@
+"""The scheduler's rules, with time passed in as numbers."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from narrows.costs import Bucket, CostTable
+from narrows.scheduler import Entry, LaneSettings, Scheduler
+from narrows.work import Lane, Work
+
+# A device that gains from batches up to 8 (a fixed cost of 4 ms), with cost linear in tokens beyond that.
+SIZES = (1, 2, 4, 8, 16)
+GAINING = CostTable(
+    tuple(
+        Bucket(tokens, SIZES, (*(4.0 + 0.05 * size * tokens for size in SIZES[:4]), 8.0 + 0.8 * tokens))
+        for tokens in (16, 32, 64, 128, 256)
+    )
+)
+# A device whose cost is all padded tokens: batches gain nothing.
+LINEAR = CostTable(tuple(Bucket(tokens, SIZES, tuple(0.1 * size * tokens for size in SIZES)) for tokens in (16, 256)))
+FAR = 1e9
+
+
+def work(request_id: int, tokens: int = 16, lane: Lane = "questions", deadline_s: float = FAR) -> Work:
+    return Work(request_id, lane, deadline_s, token_ids=np.zeros(tokens, dtype=np.int64))
+
+
+def scheduler(costs: CostTable = GAINING, *, max_queued: int = 1000, share: float = 0.1) -> Scheduler[None]:
+    lanes = [LaneSettings("questions", max_queued), LaneSettings("passages", max_queued, share)]
+    return Scheduler(lanes, {"questions": costs, "passages": costs})
+
+
+def add(queue: Scheduler[None], *works: Work, now_s: float = 0.0) -> None:
+    for item in works:
+        queue.add(Entry(item, None, now_s))
+
+
+def next_ids(queue: Scheduler[None], now_s: float = 0.0) -> list[int]:
+    batch = queue.next_batch(now_s)
+    return [] if batch is None else [entry.work.request_id for entry in batch.entries]
+
+
+def test_an_idle_device_gets_a_lone_question_at_once() -> None:
+    queue = scheduler()
+    assert queue.next_batch(0.0) is None
+    add(queue, work(1))
+    assert next_ids(queue) == [1]
+
+
+def test_a_batch_closes_late_so_work_that_came_meanwhile_joins() -> None:
+    queue = scheduler()
+    add(queue, work(1))
+    assert next_ids(queue) == [1]
+    add(queue, work(2), now_s=0.001)
+    add(queue, work(3), now_s=0.002)
+    assert sorted(next_ids(queue, 0.003)) == [2, 3]
+
+
+def test_a_batch_stops_at_the_cap_of_the_cost_table() -> None:
+    queue = scheduler()
+    assert GAINING.cap(16) == 8
+    add(queue, *(work(number) for number in range(20)))
+    assert [len(next_ids(queue)) for _ in range(4)] == [8, 8, 4, 0]
+
+
+def test_a_batch_takes_like_lengths_around_its_oldest() -> None:
+    queue = scheduler()
+    add(queue, work(1, 128), work(2, 256), work(3, 16), work(4, 130), work(5, 250), work(6, 126))
+    assert sorted(next_ids(queue)) == [1, 4, 6]
+    assert sorted(next_ids(queue)) == [2, 5]
+    assert next_ids(queue) == [3]
+
+
+def test_where_padding_only_costs_other_lengths_never_join() -> None:
+    queue = scheduler(LINEAR)
+    add(queue, work(1, 100), work(2, 101), work(3, 99))
+    assert [next_ids(queue) for _ in range(3)] == [[1], [2], [3]]
+
+
+def test_questions_go_before_passages() -> None:
+    queue = scheduler(share=0.0)
+    add(queue, work(1, 64, "passages"), work(2, 16, "questions"))
+    assert next_ids(queue) == [2]
+    assert next_ids(queue) == [1]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_passages_keep_their_share_while_questions_never_end(share: float) -> None:
+    queue = scheduler(share=share)
+    spent_ms = {"questions": 0.0, "passages": 0.0}
+    for number in range(0, 40_000, 20):
+        add(queue, *(work(number + i) for i in range(8)), *(work(number + 10 + i, 128, "passages") for i in range(2)))
+        batch = queue.next_batch(0.0)
+        assert batch is not None
+        spent_ms[batch.lane] += batch.predicted_ms
+    measured = spent_ms["passages"] / sum(spent_ms.values())
+    assert share - 0.01 <= measured <= share + 0.05
+
+
+def test_passages_that_come_one_at_a_time_get_no_more_than_their_share() -> None:
+    queue = scheduler(share=0.1)
+    spent_ms = {"questions": 0.0, "passages": 0.0}
+    add(queue, work(0, 16, "passages"))
+    for number in range(1, 2000):
+        add(queue, work(number * 2))
+        batch = queue.next_batch(0.0)
+        assert batch is not None
+        spent_ms[batch.lane] += batch.predicted_ms
+        if batch.lane == "passages":
+            add(queue, work(number * 2 + 1, 16, "passages"))
+    assert spent_ms["passages"] / sum(spent_ms.values()) == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_full_lane_refuses_a_whole_submission_and_says_when_to_come_back() -> None:
+    queue = scheduler(max_queued=4)
+    add(queue, work(1), work(2), work(3))
+    assert queue.admit([work(4)], 0.0) is None
+    refused = queue.admit([work(4), work(5)], 0.0)
+    assert refused is not None
+    assert "at most 4" in refused.message
+    assert refused.retry_after_ms >= 1
+    assert queue.admit([work(4, lane="passages")], 0.0) is None  # another lane has room
+
+
+def test_admission_refuses_what_cannot_be_ready_in_time() -> None:
+    queue = scheduler()
+    add(queue, *(work(number) for number in range(80)))
+    wait_ms = queue.predicted_wait_ms("questions", 0.0)
+    assert wait_ms == pytest.approx(80 * GAINING.item_ms(16))
+    late = queue.admit([work(100, deadline_s=wait_ms / 1e3)], 0.0)
+    assert late is not None
+    assert late.retry_after_ms == round(wait_ms)
+    assert queue.admit([work(100, deadline_s=(wait_ms + 2 * GAINING.item_ms(16)) / 1e3)], 0.0) is None
+
+
+def test_the_predicted_wait_counts_the_running_batch_and_shrinks_as_it_runs() -> None:
+    queue = scheduler()
+    add(queue, work(1, 256))
+    batch = queue.next_batch(10.0)
+    assert batch is not None
+    assert queue.predicted_wait_ms("questions", 10.0) == pytest.approx(batch.predicted_ms)
+    assert queue.predicted_wait_ms("questions", 10.005) == pytest.approx(batch.predicted_ms - 5)
+    queue.finished(10.006)
+    assert queue.predicted_wait_ms("questions", 10.006) == 0.0
+
+
+def test_passages_wait_for_questions_but_not_the_other_way_round() -> None:
+    queue = scheduler()
+    add(queue, work(1, 64, "passages"))
+    assert queue.predicted_wait_ms("questions", 0.0) == 0.0
+    add(queue, work(2))
+    assert queue.predicted_wait_ms("passages", 0.0) > GAINING.item_ms(64)
+
+
+def test_expired_and_cancelled_work_never_runs() -> None:
+    queue = scheduler()
+    add(queue, work(1, deadline_s=5.0), work(2, deadline_s=7.0), work(3), work(4))
+    assert [entry.work.request_id for entry in queue.drop_expired(5.0)] == [1]
+    assert queue.cancel(3) is not None
+    assert queue.cancel(3) is None
+    assert queue.cancel(99) is None
+    assert sorted(next_ids(queue, 6.0)) == [2, 4]
+    assert queue.drop_expired(8.0) == []
+    assert len(queue) == 0
+    assert queue.predicted_wait_ms("questions", 100.0) == 0.0
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.integers(1, 256), st.sampled_from(["questions", "passages"])),
+            st.tuples(st.just("run"), st.just(0), st.just("")),
+            st.tuples(st.just("cancel"), st.integers(0, 60), st.just("")),
+        ),
+        max_size=80,
+    )
+)
+def test_every_work_leaves_the_queue_exactly_once_and_none_is_overtaken_for_ever(
+    steps: list[tuple[str, int, Lane]],
+) -> None:
+    queue = scheduler()
+    waiting: dict[int, tuple[Lane, int]] = {}  # id -> lane, batches of its lane that may still go before it
+    ids = iter(range(1000))
+
+    def run() -> None:
+        batch = queue.next_batch(0.0)
+        assert (batch is None) == (not waiting)
+        if batch is None:
+            return
+        assert len(batch.entries) <= max(SIZES)
+        for entry in batch.entries:
+            assert waiting.pop(entry.work.request_id)[0] == batch.lane
+        for request_id, (lane, ahead) in waiting.items():
+            if lane == batch.lane:
+                assert ahead > 0, "overtaken by more batches than there were works before it"
+                waiting[request_id] = (lane, ahead - 1)
+
+    for kind, number, lane in steps:
+        if kind == "add":
+            request_id = next(ids)
+            add(queue, work(request_id, number, lane))
+            waiting[request_id] = (lane, sum(1 for other, _ in waiting.values() if other == lane))
+        elif kind == "run":
+            run()
+        else:
+            assert (queue.cancel(number) is not None) == (waiting.pop(number, None) is not None)
+    while waiting:
+        run()
+    assert queue.next_batch(0.0) is None
+    assert queue.predicted_wait_ms("passages", FAR) == 0.0
