@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import BertWordPieceTokenizer
 from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from narrows.bundle import Role
-from narrows_export import corpus
 
 HIDDEN, LAYERS, HEADS = 64, 2, 4
 CLASSES = {"question_encoder": DPRQuestionEncoder, "context_encoder": DPRContextEncoder}
@@ -23,17 +21,10 @@ class Pair:
     context: Path
 
 
-def train_vocabulary(texts: list[str], size: int, lowercase: bool) -> list[str]:
-    """A WordPiece vocabulary of about `size` tokens, in id order."""
-    tokenizer = BertWordPieceTokenizer(lowercase=lowercase, strip_accents=lowercase)
-    tokenizer.train_from_iterator(texts, vocab_size=size, min_frequency=1, show_progress=False)
-    vocabulary = tokenizer.get_vocab()
-    return sorted(vocabulary, key=vocabulary.__getitem__)
-
-
 def english_vocabulary() -> list[str]:
-    """An uncased vocabulary of the English demo passages."""
-    return train_vocabulary([passage.text for passage in corpus.passages("en")], 2000, lowercase=True)
+    """A committed uncased vocabulary of 2,000 tokens, made from the English demo passages."""
+    file = Path(__file__).parent / "data" / "golden_tokenizer" / "en-uncased" / "vocab.txt"
+    return file.read_text("utf-8").removesuffix("\n").split("\n")
 
 
 def write_dpr(

@@ -274,3 +274,49 @@ def test_a_damaged_json_file_is_named(checkpoint: Checkpoint, file: str, content
     message = checkpoint.write("vocab.txt", TOKENS).write(file, content).error()
 
     assert f"{file} {problem}" in message
+
+
+def test_tokens_beyond_berts_five_are_refused_wherever_they_are_listed(checkpoint: Checkpoint) -> None:
+    added = {"5": {"content": "río", "special": True}}
+    checkpoint.write("vocab.txt", TOKENS).write("tokenizer_config.json", {"added_tokens_decoder": added})
+    assert "'río'" in checkpoint.error()
+    checkpoint.write("tokenizer_config.json", {"additional_special_tokens": ["rio"]})
+    assert "'rio'" in checkpoint.error()
+    fast = fast_tokenizer()
+    fast["added_tokens"].append({**fast["added_tokens"][0], "id": 9, "content": "largo"})
+    checkpoint.write("tokenizer_config.json", {}).write("tokenizer.json", fast)
+    assert "'largo'" in checkpoint.error()
+
+
+def test_two_files_that_name_different_special_tokens(checkpoint: Checkpoint) -> None:
+    checkpoint.write("vocab.txt", TOKENS).write("tokenizer_config.json", {"unk_token": "?"})
+    assert checkpoint.settings().unk_token == "?"
+    checkpoint.write("special_tokens_map.json", {"unk_token": "[UNK]"})
+    assert "different tokens as unk_token" in checkpoint.error()
+
+
+def test_two_files_with_different_vocabularies(checkpoint: Checkpoint) -> None:
+    checkpoint.write("vocab.txt", TOKENS).write("tokenizer.json", fast_tokenizer([*TOKENS[:-1], "!"]))
+    assert "different vocabularies" in checkpoint.error()
+
+
+def test_another_word_piece_prefix(checkpoint: Checkpoint) -> None:
+    fast = fast_tokenizer()
+    fast["model"]["continuing_subword_prefix"] = "@@"
+    assert "prefix @@" in checkpoint.write("tokenizer.json", fast).error()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer_config.json", {"sep_token": {"x": 1}}),
+        ("tokenizer.json", {"model": [], "normalizer": "x"}),
+        ("tokenizer.json", {**fast_tokenizer(), "model": {**fast_tokenizer()["model"], "vocab": ["a"]}}),
+        (
+            "tokenizer.json",
+            {**fast_tokenizer(), "model": {**fast_tokenizer()["model"], "max_input_chars_per_word": "x"}},
+        ),
+    ],
+)
+def test_malformed_content_is_a_checkpoint_error(checkpoint: Checkpoint, file: str, content: object) -> None:
+    assert "malformed" in checkpoint.write("vocab.txt", TOKENS).write(file, content).error()

@@ -151,7 +151,7 @@ def test_near_ties_are_ranked_right_where_faiss_alone_is_wrong(near_ties: Case, 
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """400 vectors, each 50 times with some components moved by a unit in the last place: enough for FAISS to use BLAS."""
+    """400 vectors, each 50 times with components moved by a unit in the last place: so many that FAISS uses BLAS."""
     random = np.random.default_rng(15)
     base = np.repeat(random.standard_normal((400, 64)).astype(np.float32), 50, axis=0)
     steps = random.integers(-1, 2, base.shape).astype(np.float32)

@@ -1,0 +1,195 @@
+"""Files appear whole or not at all, and are on the disk before their name says so."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from narrows import durable
+
+
+def tree(path: Path) -> dict[str, bytes | None]:
+    """Every path below `path`, with the bytes of the files."""
+    return {str(p.relative_to(path)): p.read_bytes() if p.is_file() else None for p in sorted(path.rglob("*"))}
+
+
+# --- write_file
+
+
+def test_write_file_makes_and_replaces(tmp_path: Path) -> None:
+    durable.write_file(tmp_path / "a", b"one")
+    durable.write_file(tmp_path / "a", b"")
+    durable.write_file(tmp_path / "a", b"two")
+    assert tree(tmp_path) == {"a": b"two"}
+
+
+def test_write_file_leaves_the_old_file_to_those_who_have_it_open(tmp_path: Path) -> None:
+    durable.write_file(tmp_path / "a", b"one")
+    with (tmp_path / "a").open("rb") as file:
+        durable.write_file(tmp_path / "a", b"two")
+        assert file.read() == b"one"
+
+
+def test_write_file_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "directory" / "inner").write_bytes(b"kept")
+    before = tree(tmp_path)
+    with pytest.raises(IsADirectoryError):  # the rename fails
+        durable.write_file(tmp_path / "directory", b"data")
+    with pytest.raises(TypeError):  # the write fails
+        durable.write_file(tmp_path / "a", "no bytes")  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        durable.write_file(tmp_path / "none" / "a", b"data")
+    assert tree(tmp_path) == before
+
+
+# --- new_directory
+
+
+def test_new_directory_appears_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "parent" / "made"
+    with durable.new_directory(path) as inside:
+        (inside / "a").write_bytes(b"A")
+        (inside / "deep" / "er").mkdir(parents=True)
+        (inside / "deep" / "er" / "b").write_bytes(b"B")
+        assert not path.exists()
+        assert inside.parent == path.parent
+    assert tree(tmp_path / "parent") == {
+        "made": None,
+        "made/a": b"A",
+        "made/deep": None,
+        "made/deep/er": None,
+        "made/deep/er/b": b"B",
+    }
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_new_directory_leaves_nothing_after_an_exception(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), durable.new_directory(tmp_path / "made") as inside:  # noqa: PT012
+        (inside / "a").write_bytes(b"A")
+        raise error
+    assert tree(tmp_path) == {}
+
+
+def test_new_directory_replaces_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    with durable.new_directory(tmp_path / "made") as inside:
+        (inside / "a").write_bytes(b"A")
+    assert tree(tmp_path) == {"made": None, "made/a": b"A"}
+
+
+def test_new_directory_keeps_an_empty_one_after_an_exception(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    with pytest.raises(RuntimeError), durable.new_directory(tmp_path / "made"):
+        raise RuntimeError
+    assert tree(tmp_path) == {"made": None}
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_new_directory_refuses_what_exists(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "made"
+    if kind == "directory":
+        path.mkdir()
+        (path / "foreign").write_bytes(b"kept")
+    else:
+        path.write_bytes(b"kept")
+    before = tree(tmp_path)
+    with pytest.raises(FileExistsError), durable.new_directory(path) as inside:
+        (inside / "a").write_bytes(b"A")
+    assert tree(tmp_path) == before
+
+
+def test_new_directory_begins_empty_after_a_crash_of_the_same_process_number(tmp_path: Path) -> None:
+    left = tmp_path / f".made.{os.getpid()}.partial"
+    left.mkdir()
+    (left / "half").write_bytes(b"half")
+    with durable.new_directory(tmp_path / "made") as inside:
+        (inside / "a").write_bytes(b"A")
+    assert tree(tmp_path) == {"made": None, "made/a": b"A"}
+
+
+def test_sha256_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert durable.sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- what the kernel is asked, in which order
+
+
+CALL = re.compile(r"(write|fsync|rename)\w*\((?:\d+<(?P<opened>[^>]*)>|(?:AT_FDCWD\S*, )?\"(?P<named>[^\"]*)\")")
+
+
+def system_calls(tmp_path: Path, code: str) -> list[tuple[str, str]]:
+    """Runs `code` with `base` set to an empty directory: its writes, fsyncs and renames there, with the path of each.
+
+    Temporary names lose their process number.
+    """
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("needs strace")
+    base, log = tmp_path / "base", tmp_path / "calls"
+    base.mkdir()
+    program = f"from pathlib import Path\nbase = Path({str(base)!r})\n{code}"
+    trace = "trace=write,fsync,fdatasync,rename,renameat,renameat2"
+    done = subprocess.run(
+        [strace, "-f", "-y", "-o", str(log), "-e", trace, sys.executable, "-c", program],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode and "ptrace" in done.stderr:
+        pytest.skip(f"strace may not trace here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    calls = []
+    for line in log.read_text("utf-8").splitlines():
+        match = CALL.search(line)
+        path = Path((match["opened"] or match["named"]) if match else "/")
+        if match and (path == base or base in path.parents):
+            assert line.rstrip().rpartition(" = ")[2] != "-1"
+            calls.append((match[1], re.sub(r"\.\d+\.", ".PID.", path.relative_to(base).as_posix())))
+    return calls
+
+
+def test_write_file_syncs_before_and_after_the_rename(tmp_path: Path) -> None:
+    calls = system_calls(tmp_path, "from narrows import durable\ndurable.write_file(base / 'a', b'data')")
+    assert calls == [("write", ".a.PID.tmp"), ("fsync", ".a.PID.tmp"), ("rename", ".a.PID.tmp"), ("fsync", ".")]
+
+
+def test_new_directory_syncs_all_it_holds_before_the_rename(tmp_path: Path) -> None:
+    code = """
+from narrows import durable
+with durable.new_directory(base / "made") as inside:
+    (inside / "deep").mkdir()
+    (inside / "deep" / "b").write_bytes(b"B")
+    (inside / "a").write_bytes(b"A")
+"""
+    calls = system_calls(tmp_path, code)
+    partial = ".made.PID.partial"
+    assert calls[:2] == [("write", f"{partial}/deep/b"), ("write", f"{partial}/a")]
+    assert sorted(calls[2:5]) == [
+        ("fsync", f"{partial}/a"),
+        ("fsync", f"{partial}/deep"),
+        ("fsync", f"{partial}/deep/b"),
+    ]
+    assert calls[5:] == [("fsync", partial), ("rename", partial), ("fsync", ".")]
+
+
+def test_a_generation_is_named_current_only_when_it_is_on_the_disk(tmp_path: Path) -> None:
+    code = """
+from narrows.index.store import new_generation
+for n in range(2):
+    with new_generation(base / "x.index") as inside:
+        (inside / "a").write_bytes(b"A")
+"""
+    calls = system_calls(tmp_path, code)
+    expected = []
+    for name in ("g000001", "g000002"):
+        partial = f"x.index/.{name}.PID.partial"
+        expected += [("write", f"{partial}/a"), ("fsync", f"{partial}/a"), ("fsync", partial), ("rename", partial)]
+        expected += [("fsync", "x.index")]
+        pointer = "x.index/.CURRENT.PID.tmp"
+        expected += [("write", pointer), ("fsync", pointer), ("rename", pointer), ("fsync", "x.index")]
+    assert calls == expected
+    assert (tmp_path / "base" / "x.index" / "CURRENT").read_text() == "g000002\n"
