@@ -1,7 +1,7 @@
 """The bundle: a directory of exported towers and the manifest that describes them.
 
     BUNDLE/manifest.json
-    BUNDLE/question_encoder/   model.fp32.onnx  tokenizer.json  golden.npz
+    BUNDLE/question_encoder/   model.fp32.onnx  tokenizer.json  golden.fp32.npz
     BUNDLE/context_encoder/    the same
 
 One checkpoint that serves as both towers is stored once, in BUNDLE/shared_encoder. The manifest is the only place

@@ -155,11 +155,9 @@ class Client:
         _refuse_single(questions, "search")
         results: list[SearchResult] = []
         for part in self._parts(questions):
-            request = pb.SearchRequest(k=k, view=VIEWS[view], corpus=corpus, expected_bundle=expected_bundle)
-            if isinstance(part, np.ndarray):
-                request.question_embeddings.CopyFrom(_tensor(part))
-            else:
-                request.questions.extend(part)
+            given = {"question_embeddings": _tensor(part)} if isinstance(part, np.ndarray) else {"questions": part}
+            settings = {"k": k, "view": VIEWS[view], "corpus": corpus, "expected_bundle": expected_bundle}
+            request = _build(pb.SearchRequest, **given, **settings)
             reply = self._call(self._stub.Search, request, timeout_s)
             served, truncated = _served(reply.served), set(reply.truncated)
             results += [
@@ -191,9 +189,9 @@ class Client:
     ) -> Encoding:
         """Embeds questions, then passages, and tells their token counts and which were cut."""
         _refuse_single(questions, "encode")
-        requests = [pb.EncodeRequest(questions=part) for part in self._parts(questions)]
+        requests = [_build(pb.EncodeRequest, questions=part) for part in self._parts(questions)]
         requests += [
-            pb.EncodeRequest(passages=[pb.Passage(title=title, text=text) for title, text in part])
+            _build(pb.EncodeRequest, passages=[_build(pb.Passage, title=title, text=text) for title, text in part])
             for part in self._parts(passages)
         ]
         blocks: list[npt.NDArray[np.float32]] = []
@@ -213,7 +211,7 @@ class Client:
         """Looks passages up: a table by id, without those that the index does not hold; their score is NaN."""
         found: dict[str, Hit] = {}
         for start in range(0, len(ids), self._limits().max_ids):
-            request = pb.GetPassagesRequest(ids=ids[start : start + self._limits().max_ids], corpus=corpus)
+            request = _build(pb.GetPassagesRequest, ids=ids[start : start + self._limits().max_ids], corpus=corpus)
             reply = self._call(self._stub.GetPassages, request, timeout_s)
             found.update((p.id, Hit(p.id, p.title, p.text, float("nan"))) for p in reply.passages)
         return found
@@ -260,6 +258,14 @@ class Client:
             return method(request, timeout=self._timeout_s if timeout_s is None else timeout_s)
         except grpc.RpcError as error:
             raise _typed(error, self._target) from error
+
+
+def _build(message: Callable[..., T], **fields: object) -> T:
+    """Makes a message; a value that does not fit (a negative k, a lone surrogate in a text) is a bad request."""
+    try:
+        return message(**fields)
+    except (TypeError, ValueError) as error:
+        raise errors.InvalidRequestError(str(error)) from None
 
 
 def _refuse_single(questions: object, method: str) -> None:

@@ -32,6 +32,14 @@ def write_file(path: Path, data: bytes) -> None:
     fsync_path(path.parent)
 
 
+def make_directory(path: Path) -> None:
+    """Creates a directory and its missing parents, each entry synced; does nothing where it exists."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_path(path.parent)
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """Yields a temporary directory beside `path` that becomes `path` when the block ends without an exception.
@@ -41,7 +49,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: `path` exists and is not an empty directory.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
+    _remove_abandoned(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -62,3 +71,11 @@ def sha256_file(path: Path) -> str:
     """Returns the SHA-256 of a file as lower-case hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes what processes that were killed in `new_directory` left beside `path`."""
+    for abandoned in path.parent.glob(f".{path.name}.*.partial"):
+        process_id = abandoned.name.split(".")[-2]
+        if process_id.isdecimal() and not Path(f"/proc/{process_id}").exists():
+            shutil.rmtree(abandoned, ignore_errors=True)

@@ -23,19 +23,19 @@ INPUT_IDS, ATTENTION_MASK, EMBEDDING = "input_ids", "attention_mask", "embedding
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """Token ids and the embeddings that the exporting machine computed for them; kept in golden.npz."""
+    """Token ids and the embeddings that the exporting machine computed for them; kept in golden.fp32.npz."""
 
     token_ids: tuple[TokenIds, ...]
     embeddings: Embeddings  # (texts, dim)
 
     def save(self, file: Path) -> None:
-        """Writes golden.npz."""
+        """Writes the file."""
         lengths = np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
         np.savez(file, token_ids=np.concatenate(self.token_ids), lengths=lengths, embeddings=self.embeddings)
 
     @classmethod
     def load(cls, file: Path) -> "Golden":
-        """Reads golden.npz."""
+        """Reads the file."""
         with np.load(file, allow_pickle=False) as arrays:
             token_ids = np.split(arrays["token_ids"], np.cumsum(arrays["lengths"])[:-1])
             return cls(tuple(token_ids), arrays["embeddings"])

@@ -161,3 +161,16 @@ def test_nothing_asked_is_nothing_answered(client: Client) -> None:
 def test_one_string_instead_of_a_list_is_a_clear_error(client: Client) -> None:
     with pytest.raises(InvalidRequestError, match="give a list"):
         client.search("who?")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("k", [-1, 2**32])
+def test_a_k_that_no_message_can_hold_is_an_invalid_request(client: Client, k: int) -> None:
+    with pytest.raises(InvalidRequestError):
+        client.search(["rivers"], k=k)
+
+
+def test_a_lone_surrogate_is_an_invalid_request(client: Client) -> None:
+    with pytest.raises(InvalidRequestError):
+        client.search(["\ud800"])
+    with pytest.raises(InvalidRequestError):
+        client.encode_passages([("title", "\udfff")])

@@ -19,7 +19,7 @@ from narrows.towers import load_towers
 
 ROLES: tuple[Role, Role] = ("question_encoder", "context_encoder")
 FILES = [
-    f"{role}/{name}" for role in ROLES for name in ("model.fp32.onnx", "tokenizer.json", "golden.npz")
+    f"{role}/{name}" for role in ROLES for name in ("model.fp32.onnx", "tokenizer.json", "golden.fp32.npz")
 ]  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def test_a_sound_tower_loads(small_bundle: Bundle, role: Role) -> None:
 
 
 def rewrite_golden(path: Path, role: Role, change: Callable[[np.ndarray], None]) -> Bundle:
-    """Changes the embeddings in a tower's golden.npz, and its hash in the manifest."""
+    """Changes the embeddings in a tower's golden file, and its hash in the manifest."""
     bundle = open_bundle(path)
     file = bundle.file(bundle.tower(role), bundle.tower(role).variants["fp32"].golden_file)
     golden = Golden.load(file)

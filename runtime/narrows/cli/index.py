@@ -37,7 +37,7 @@ def add(commands: "Commands") -> None:
         "--name", help="the index's name in requests and replies (default: the name of --out without suffix)"
     )
     build.add_argument("--replace", action="store_true", help="build the next generation of an index that exists")
-    build.add_argument("--threads", type=int, default=0, metavar="N", help="encoder threads (default: all cores)")
+    build.add_argument("--threads", type=_count, default=0, metavar="N", help="encoder threads (default: all cores)")
     build.add_argument("--json", action="store_true", help="print the report as JSON")
     build.set_defaults(run=run_build)
 
@@ -45,6 +45,13 @@ def add(commands: "Commands") -> None:
     info.add_argument("index", type=Path, metavar="INDEX")
     info.add_argument("--json", action="store_true", help="print the manifest as JSON")
     info.set_defaults(run=run_info)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
 
 
 def run_build(options: argparse.Namespace) -> int:

@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NarrowsError as error:
         print(f"narrows: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, a missing permission: the message names the file
+        print(f"narrows: {error}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         extra = EXTRA_OF_PACKAGE.get((error.name or "").split(".")[0])
         if extra is None:
