@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all lint format proto proto-check bench clean
+.PHONY: help setup demo serve test test-all test-lowest lint format proto proto-check bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,12 @@ test: $(INSTALLED) ## lint, then every test but the slow ones
 test-all: $(INSTALLED) ## lint and every test
 	$(MAKE) --no-print-directory lint proto-check
 	$(BIN)/python -m pytest
+
+test-lowest: ## every test but the slow ones, with the lower bounds of pyproject.toml
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
+	  --editable '.[demo]' pytest pytest-timeout hypothesis
+	.venv-lowest/bin/python -m pytest -m "not slow"
 
 lint: $(INSTALLED) ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -65,4 +71,4 @@ bench: $(INSTALLED) ## throughput and latency of a served MiniLM on this machine
 	$(BIN)/python benchmarks/quick.py --work $(DEMO)
 
 clean: ## delete what make made
-	rm -rf $(VENV) .venv-proto $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .venv-proto .venv-lowest $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
