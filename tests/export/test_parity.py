@@ -72,9 +72,7 @@ class MeanPooled:
 
 def tokenize(tokenizer: BertTokenizerFast, texts: Sequence[Text]) -> BatchEncoding:
     columns = [texts] if isinstance(texts[0], str) else list(zip(*texts, strict=True))
-    return tokenizer(
-        *map(list, columns), padding=True, truncation="longest_first", max_length=256, return_tensors="pt"
-    )
+    return tokenizer(*map(list, columns), padding=True, truncation="longest_first", max_length=256, return_tensors="pt")
 
 
 def embed(tower: Tower, role: Role, texts: Sequence[Text]) -> Vectors:
@@ -96,13 +94,17 @@ def real_texts(role: Role, count: int = 64) -> list[Text]:
     return texts
 
 
-def worst_error(tower: Tower, role: Role, reference: Reference | MeanPooled, **mistakes: bool) -> float:
-    """Over all texts, in right-padded batches of every size."""
+def worst_error(
+    tower: Tower,
+    role: Role,
+    reference: Reference | MeanPooled,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    **mistakes: bool,
+) -> float:
+    """Over 64 texts, in right-padded batches of every size."""
     texts = real_texts(role)
-    batches = [texts[i : i + size] for size in BATCH_SIZES for i in range(0, len(texts), size)]
-    return max(
-        float(np.abs(embed(tower, role, batch) - reference.embed(batch, **mistakes)).max()) for batch in batches
-    )
+    batches = [texts[i : i + size] for size in batch_sizes for i in range(0, len(texts), size)]
+    return max(float(np.abs(embed(tower, role, batch) - reference.embed(batch, **mistakes)).max()) for batch in batches)
 
 
 def export(pair: Pair, out: Path) -> Bundle:
@@ -173,9 +175,7 @@ def test_parity_holds_for_every_packaging(packaging: str, vocabulary: list[str],
         assert worst_error(towers[role], role, Reference(directories[role], role)) <= LIMIT
 
 
-def test_red_with_the_segment_ids_of_the_tokenizer(
-    towers: dict[Role, Tower], references: dict[Role, Reference]
-):
+def test_red_with_the_segment_ids_of_the_tokenizer(towers: dict[Role, Tower], references: dict[Role, Reference]):
     role: Role = "context_encoder"
     segment_ids = tokenize(references[role].tokenizer, real_texts(role))["token_type_ids"]
     assert set(segment_ids.flatten().tolist()) == {0, 1}, "the tokenizer must mark the text as the second segment"
@@ -211,6 +211,7 @@ def test_a_trained_pair_equals_transformers(shared: Path, tmp_path: Path):
     bundle = export(pair, tmp_path / "tiny-dpr.bundle")
     towers = load_towers(bundle, "fp32", threads=2, roles=ROLES)
     for role, directory in zip(ROLES, (pair.question, pair.context), strict=True):
-        assert worst_error(towers[role], role, Reference(directory, role)) <= LIMIT
+        assert worst_error(towers[role], role, Reference(directory, role), batch_sizes=[8]) <= LIMIT
     # And one tower is not the other, though both began as the same model.
-    assert worst_error(towers["question_encoder"], "context_encoder", Reference(pair.context, "context_encoder")) > LIMIT
+    reference = Reference(pair.context, "context_encoder")
+    assert worst_error(towers["question_encoder"], "context_encoder", reference, batch_sizes=[8]) > 100 * LIMIT

@@ -112,6 +112,22 @@ def test_new_directory_begins_empty_after_a_crash_of_the_same_process_number(tmp
     assert tree(tmp_path) == {"made": None, "made/a": b"A"}
 
 
+def test_new_directory_removes_what_killed_processes_left_and_keeps_the_rest(tmp_path: Path) -> None:
+    none, running = 2**22 + 1, 1  # Linux has no process number above 2**22
+    for name in (f".made.{none}.partial", f".made.{running}.partial", f".other.{none}.partial", ".made.x.partial"):
+        (tmp_path / name).mkdir()
+    with durable.new_directory(tmp_path / "made"):
+        pass
+    assert set(tree(tmp_path)) == {"made", f".made.{running}.partial", f".other.{none}.partial", ".made.x.partial"}
+
+
+def test_make_directory_makes_parents_and_leaves_what_exists(tmp_path: Path) -> None:
+    durable.make_directory(tmp_path / "a" / "b")
+    (tmp_path / "a" / "b" / "kept").write_bytes(b"kept")
+    durable.make_directory(tmp_path / "a" / "b")
+    assert tree(tmp_path) == {"a": None, "a/b": None, "a/b/kept": b"kept"}
+
+
 def test_sha256_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert durable.sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -176,6 +192,11 @@ with durable.new_directory(base / "made") as inside:
     assert calls[5:] == [("fsync", partial), ("rename", partial), ("fsync", ".")]
 
 
+def test_make_directory_syncs_every_entry_it_makes(tmp_path: Path) -> None:
+    calls = system_calls(tmp_path, "from narrows import durable\ndurable.make_directory(base / 'a' / 'b')")
+    assert calls == [("fsync", "."), ("fsync", "a")]
+
+
 def test_a_generation_is_named_current_only_when_it_is_on_the_disk(tmp_path: Path) -> None:
     code = """
 from narrows.index.store import new_generation
@@ -184,7 +205,7 @@ for n in range(2):
         (inside / "a").write_bytes(b"A")
 """
     calls = system_calls(tmp_path, code)
-    expected = []
+    expected = [("fsync", ".")]  # x.index is new there
     for name in ("g000001", "g000002"):
         partial = f"x.index/.{name}.PID.partial"
         expected += [("write", f"{partial}/a"), ("fsync", f"{partial}/a"), ("fsync", partial), ("rename", partial)]

@@ -137,6 +137,7 @@ def test_any_passages_written_as_tsv_read_back(tmp_path: Path, items: list[Passa
     [
         ("a\tA\tT\nb\tB\tT\na\tC\tT\n", 4, "the id 'a' was used on line 2 already"),
         ('a\t"A\nA"\tT\n\na\tC\tT\n', 5, "the id 'a' was used on line 2 already"),
+        ('a\tA\tT\na\t"C\nC\nC"\tT\n', 3, "the id 'a' was used on line 2 already"),
         ("a\tA\n", 2, "expected 3 tab-separated fields (id, text, title), found 2"),
         ("a\tA\tT\tmore\n", 2, "expected 3 tab-separated fields (id, text, title), found 4"),
         ("a\tA\tT\n \n", 3, "expected 3 tab-separated fields (id, text, title), found 1"),

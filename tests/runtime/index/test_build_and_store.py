@@ -174,6 +174,8 @@ class Recorder(Progress):
 
 def test_progress_and_order_over_several_chunks(tmp_path: Path, small_bundle: Bundle) -> None:
     items = [Passage(str(n), "", " ".join(["word"] * (n % 7)) + f" {n * n % 1009}") for n in range(4500)]
+    for n in (7, 4400):  # cut, in both chunks
+        items[n] = Passage(str(n), "", "word " * 600)
     recorder = Recorder()
     report = build(small_bundle, write_jsonl(tmp_path / "p.jsonl.gz", items), tmp_path / "x.index", recorder)
     events = recorder.events
@@ -183,8 +185,11 @@ def test_progress_and_order_over_several_chunks(tmp_path: Path, small_bundle: Bu
     assert sum(count for _, count in events[6:]) == 4500
     some = [0, 1, 1000, 4094, 4095, 4096, 4097, 4499]  # a chunk has 4096
     assert np.array_equal(vectors_of(tmp_path / "x.index")[some], embeddings_of(small_bundle, [items[n] for n in some]))
-    assert (report.generation, report.count, report.dim, report.truncated_count) == ("g000001", 4500, 64, 0)
+    assert (report.generation, report.count, report.dim, report.truncated_count) == ("g000001", 4500, 64, 2)
     _, manifest = read_manifest(tmp_path / "x.index")
+    norms = np.linalg.norm(vectors_of(tmp_path / "x.index").astype(np.float64), axis=1)
+    assert norms.argmax() < 4096  # not in the last chunk, or the next line says little
+    assert manifest.max_norm == pytest.approx(norms.max(), rel=1e-12)
     assert report.size_bytes == sum(file.size_bytes for file in manifest.files.values())
     assert report.passages_per_s == pytest.approx(4500 / report.encode_s)
 
