@@ -3,11 +3,13 @@
 The order is always the same: write under a temporary name, fsync the file, rename, fsync the directory.
 """
 
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -41,10 +43,26 @@ def make_directory(path: Path) -> None:
 
 
 @contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Holds a directory for this process alone; the kernel lets go of it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """Yields a temporary directory beside `path` that becomes `path` when the block ends without an exception.
 
-    Every file in it is synced before the rename. On an exception the temporary directory is removed.
+    Every file in it is synced before the rename. On an exception the temporary directory is removed; what a killed
+    process left of an earlier attempt is removed by the next one.
 
     Raises:
         FileExistsError: `path` exists and is not an empty directory.
@@ -52,10 +70,10 @@ def new_directory(path: Path) -> Iterator[Path]:
     make_directory(path.parent)
     _remove_abandoned(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
+        with locked(temporary):
+            yield temporary
         for inner in sorted(temporary.rglob("*")):
             fsync_path(inner)
         fsync_path(temporary)
@@ -74,8 +92,7 @@ def sha256_file(path: Path) -> str:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Removes what processes that were killed in `new_directory` left beside `path`."""
-    for abandoned in path.parent.glob(f".{path.name}.*.partial"):
-        process_id = abandoned.name.split(".")[-2]
-        if process_id.isdecimal() and not Path(f"/proc/{process_id}").exists():
+    """Removes what killed processes left beside `path`; a directory that its process still holds stays."""
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(BlockingIOError), locked(abandoned):
             shutil.rmtree(abandoned, ignore_errors=True)

@@ -113,12 +113,18 @@ def test_new_directory_begins_empty_after_a_crash_of_the_same_process_number(tmp
 
 
 def test_new_directory_removes_what_killed_processes_left_and_keeps_the_rest(tmp_path: Path) -> None:
-    none, running = 2**22 + 1, 1  # Linux has no process number above 2**22
-    for name in (f".made.{none}.partial", f".made.{running}.partial", f".other.{none}.partial", ".made.x.partial"):
+    for name in (".made.1.partial", ".made.2.partial", ".other.1.partial"):
         (tmp_path / name).mkdir()
-    with durable.new_directory(tmp_path / "made"):
+    with durable.locked(tmp_path / ".made.2.partial"), durable.new_directory(tmp_path / "made"):
         pass
-    assert set(tree(tmp_path)) == {"made", f".made.{running}.partial", f".other.{none}.partial", ".made.x.partial"}
+    assert set(tree(tmp_path)) == {"made", ".made.2.partial", ".other.1.partial"}
+
+
+def test_a_locked_directory_is_refused_to_others_until_it_is_let_go(tmp_path: Path) -> None:
+    with durable.locked(tmp_path), pytest.raises(BlockingIOError), durable.locked(tmp_path):
+        pass
+    with durable.locked(tmp_path):
+        pass
 
 
 def test_make_directory_makes_parents_and_leaves_what_exists(tmp_path: Path) -> None:
@@ -202,15 +208,16 @@ def test_a_generation_is_named_current_only_when_it_is_on_the_disk(tmp_path: Pat
 from narrows.index.store import new_generation
 for n in range(2):
     with new_generation(base / "x.index") as inside:
-        (inside / "a").write_bytes(b"A")
+        (inside / "manifest.json").write_bytes(b"A")
 """
     calls = system_calls(tmp_path, code)
     expected = [("fsync", ".")]  # x.index is new there
     for name in ("g000001", "g000002"):
         partial = f"x.index/.{name}.PID.partial"
-        expected += [("write", f"{partial}/a"), ("fsync", f"{partial}/a"), ("fsync", partial), ("rename", partial)]
+        file = f"{partial}/manifest.json"
+        expected += [("write", file), ("fsync", file), ("fsync", partial), ("rename", partial)]
         expected += [("fsync", "x.index")]
         pointer = "x.index/.CURRENT.PID.tmp"
         expected += [("write", pointer), ("fsync", pointer), ("rename", pointer), ("fsync", "x.index")]
     assert calls == expected
-    assert (tmp_path / "base" / "x.index" / "CURRENT").read_text() == "g000002\n"
+    assert (tmp_path / "base" / "x.index" / "CURRENT").read_text().startswith("g000002 ")

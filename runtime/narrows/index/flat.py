@@ -39,8 +39,10 @@ class FlatIndex:
             IndexFileError: FAISS cannot read the file, or it is not a flat inner-product index of that many rows.
         """
         try:
+            if file.stat().st_size < 4 * len(id_rank):  # FAISS itself crashes on some files that are cut short
+                raise OSError("too short")
             self._index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             raise IndexFileError(f"{file} cannot be read by FAISS ({error}); build the index again") from None
         if not isinstance(self._index, faiss.IndexFlatIP) or self._index.ntotal != len(id_rank):
             raise IndexFileError(f"{file} is not a flat inner-product index of {len(id_rank)} vectors; build it again")

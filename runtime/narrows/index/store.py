@@ -1,12 +1,13 @@
 """The index on disk: sealed generations, and a pointer to the current one.
 
-    INDEX/CURRENT            the name of a generation, swapped atomically
+    INDEX/CURRENT            the name of a generation and its manifest's SHA-256, swapped atomically
     INDEX/g000001/           manifest.json  index.faiss  passages.blob  passages.ends.npy  id_order.npy  id_rank.npy
 
 A generation gets its name only when it is complete and synced, and CURRENT names only such, so nothing half-written
 is ever opened.
 """
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,11 +21,12 @@ from narrows import durable
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, MismatchError
 from narrows.index.flat import FlatIndex
-from narrows.passages import Passages
+from narrows.passages import FILES, Passages
 
 SCHEMA_VERSION = 1
 MANIFEST, CURRENT, VECTORS = "manifest.json", "CURRENT", "index.faiss"
 GENERATION = re.compile(r"g\d{6}")
+CURRENT_LINE = re.compile(rf"({GENERATION.pattern}) ([0-9a-f]{{64}})\n")
 LEFTOVER = re.compile(r"g\d{6}|\.g\d{6}\.\d+\.partial")  # an older generation, or half of one from a killed build
 
 
@@ -73,16 +75,27 @@ def describe_file(file: Path) -> IndexedFile:
 
 
 def current_generation(path: Path) -> str | None:
-    """The name that CURRENT holds; None where there is no index."""
+    """The name of the current generation; None where there is no index.
+
+    Raises:
+        IndexFileError: CURRENT is damaged.
+    """
+    current = _read_current(path)
+    return current[0] if current else None
+
+
+def _read_current(path: Path) -> tuple[str, str] | None:
+    """The current generation's name, and the SHA-256 of its manifest."""
     try:
-        name = (path / CURRENT).read_text("ascii").strip()
+        line = (path / CURRENT).read_text("ascii")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise IndexFileError(f"{path / CURRENT} cannot be read: {error}") from None
-    if not GENERATION.fullmatch(name):
-        raise IndexFileError(f"{path / CURRENT} does not name a generation: {name!r}")
-    return name
+    match = CURRENT_LINE.fullmatch(line)
+    if match is None:
+        raise IndexFileError(f"{path / CURRENT} does not name a generation and its hash: {line!r}")
+    return match[1], match[2]
 
 
 @contextmanager
@@ -91,45 +104,56 @@ def new_generation(path: Path) -> Iterator[Path]:
 
     Older generations, and what killed builds left, are deleted then. A server that has them open keeps its mapped
     files until it closes them.
+
+    Raises:
+        IndexFileError: another process is building there.
     """
-    previous = current_generation(path)
-    name = f"g{int(previous[1:]) + 1 if previous else 1:06d}"
     is_new = not path.exists()
-    shutil.rmtree(path / name, ignore_errors=True)  # left by a crash between rename and CURRENT
+    durable.make_directory(path)
     try:
-        with durable.new_directory(path / name) as directory:
-            yield directory
+        with durable.locked(path):
+            previous = current_generation(path)
+            name = f"g{int(previous[1:]) + 1 if previous else 1:06d}"
+            shutil.rmtree(path / name, ignore_errors=True)  # left by a crash between rename and CURRENT
+            with durable.new_directory(path / name) as directory:
+                yield directory
+            manifest_sha256 = durable.sha256_file(path / name / MANIFEST)
+            durable.write_file(path / CURRENT, f"{name} {manifest_sha256}\n".encode())
+            for entry in path.iterdir():
+                if entry.name != name and LEFTOVER.fullmatch(entry.name):
+                    shutil.rmtree(entry, ignore_errors=True)
+    except BlockingIOError:
+        raise IndexFileError(f"another process is building an index in {path}; wait for it") from None
     except BaseException:
         if is_new:
             with suppress(OSError):
                 path.rmdir()
         raise
-    durable.write_file(path / CURRENT, f"{name}\n".encode())
-    for entry in path.iterdir():
-        if entry.name != name and LEFTOVER.fullmatch(entry.name):
-            shutil.rmtree(entry, ignore_errors=True)
 
 
 def read_manifest(path: Path) -> tuple[str, IndexManifest]:
     """Returns the current generation's name and manifest.
 
     Raises:
-        IndexFileError: no index there, or its manifest is unreadable or of another schema version.
+        IndexFileError: no index there, or its manifest is changed, unreadable or of another schema version.
     """
-    generation = current_generation(path)
-    if generation is None:
+    current = _read_current(path)
+    if current is None:
         raise IndexFileError(f"{path} is not an index (it has no {CURRENT}); make one with `narrows index build`")
+    generation, sha256 = current
     file = path / generation / MANIFEST
     try:
-        manifest = msgspec.json.decode(file.read_bytes(), type=IndexManifest)
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise IndexFileError(f"{file} does not match {CURRENT}: it was changed or damaged; build the index again")
+        version = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise IndexFileError(
+                f"{file} has schema version {version}; this program reads {SCHEMA_VERSION}; build it again"
+            )
+        return generation, msgspec.json.decode(data, type=IndexManifest)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise IndexFileError(f"{file} cannot be read: {error}; build the index again") from None
-    if manifest.schema_version != SCHEMA_VERSION:
-        version = manifest.schema_version
-        raise IndexFileError(
-            f"{file} has schema version {version}; this program reads {SCHEMA_VERSION}; build it again"
-        )
-    return generation, manifest
 
 
 def open_index(path: Path, bundle: Bundle, threads: int) -> OpenIndex:
@@ -142,8 +166,8 @@ def open_index(path: Path, bundle: Bundle, threads: int) -> OpenIndex:
     generation, manifest = read_manifest(path)
     check_towers(path, manifest, bundle)
     directory = path / generation
-    for name, expected in manifest.files.items():
-        file = directory / name
+    for name in (VECTORS, *FILES):
+        expected, file = manifest.files.get(name), directory / name
         if not file.is_file():
             raise IndexFileError(f"{file} is missing: build the index again")
         if describe_file(file) != expected:

@@ -23,6 +23,7 @@ from checkpoints import write_dpr
 
 from narrows.bundle import Bundle, open_bundle
 from narrows.cli.main import main
+from narrows.durable import locked, sha256_file
 from narrows.errors import BundleError, IndexFileError, MismatchError, NarrowsError, PassageFileError
 from narrows.index.build import BuildReport, BuildRequest, Progress, build_index
 from narrows.index.store import open_index, read_manifest
@@ -269,7 +270,7 @@ def test_replace_makes_the_next_generation(tmp_path: Path, small_bundle: Bundle,
     opened = open_index(copy, small_bundle, 1)
     report = build(small_bundle, write_jsonl(tmp_path / "p.jsonl", SOME), copy, replace=True)
     assert report.generation == "g000002"
-    assert (copy / "CURRENT").read_text() == "g000002\n"
+    assert (copy / "CURRENT").read_text().split() == ["g000002", sha256_file(copy / "g000002" / "manifest.json")]
     assert sorted(path.name for path in copy.iterdir()) == ["CURRENT", "g000002"]
     assert open_index(copy, small_bundle, 1).passages.get(range(5)) == SOME
     # Whoever has the old one open keeps it.
@@ -327,6 +328,12 @@ def test_what_crashes_left_is_built_over_and_removed(tmp_path: Path, small_bundl
 # --- opening
 
 
+def seal(path: Path, generation: str = "g000001") -> None:
+    """Makes CURRENT fit a manifest that the test has changed."""
+    digest = sha256_file(path / generation / "manifest.json")
+    (path / "CURRENT").write_text(f"{generation} {digest}\n", "ascii")
+
+
 def refusal(path: Path, bundle: Bundle, kind: type[NarrowsError] = IndexFileError) -> str:
     with pytest.raises(kind) as caught:
         open_index(path, bundle, threads=1)
@@ -382,7 +389,22 @@ def test_damaged_manifest(copy: Path, small_bundle: Bundle, damage: Callable[[by
     damaged = damage(manifest.read_bytes())
     assert damaged != manifest.read_bytes()
     manifest.write_bytes(damaged)
+    assert refusal(copy, small_bundle).startswith(f"{manifest} does not match CURRENT")
+    seal(copy)
     assert refusal(copy, small_bundle).startswith(f"{manifest} cannot be read: ")
+
+
+def test_a_changed_number_in_the_manifest_is_noticed(copy: Path, small_bundle: Bundle) -> None:
+    manifest = copy / "g000001" / "manifest.json"
+    manifest.write_bytes(re.sub(rb'"max_norm": [0-9]', b'"max_norm": 0', manifest.read_bytes()))
+    assert refusal(copy, small_bundle).startswith(f"{manifest} does not match CURRENT")
+
+
+def test_a_manifest_that_leaves_a_file_out(copy: Path, small_bundle: Bundle) -> None:
+    manifest = copy / "g000001" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"id_rank.npy"', b'"id_rank.old"'))
+    seal(copy)
+    assert "id_rank.npy does not match the manifest" in refusal(copy, small_bundle)
 
 
 def test_missing_manifest(copy: Path, small_bundle: Bundle) -> None:
@@ -394,6 +416,7 @@ def test_missing_manifest(copy: Path, small_bundle: Bundle) -> None:
 def test_another_schema_version(copy: Path, small_bundle: Bundle, version: int) -> None:
     manifest = copy / "g000001" / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"schema_version": 1', b'"schema_version": %d' % version))
+    seal(copy)
     assert refusal(copy, small_bundle).startswith(f"{manifest} has schema version {version}; this program reads 1")
 
 
@@ -402,6 +425,7 @@ def test_a_manifest_that_contradicts_the_vectors(copy: Path, small_bundle: Bundl
     manifest = copy / "g000001" / "manifest.json"
     changed = re.sub(b'"%s": [0-9]+' % field.encode(), b'"%s": %s' % (field.encode(), value), manifest.read_bytes())
     manifest.write_bytes(changed)
+    seal(copy)
     assert "index.faiss does not hold " in refusal(copy, small_bundle)
 
 
@@ -410,8 +434,10 @@ def test_a_manifest_that_contradicts_the_vectors(copy: Path, small_bundle: Bundl
     [b"", b"\n", b"../x", b"../copy.index/g000001", b"/etc", b"g1", b"g0000010", b"G000001", b"g00000x", b"."],
 )  # fmt: skip
 def test_current_that_names_no_generation(copy: Path, small_bundle: Bundle, name: bytes) -> None:
-    (copy / "CURRENT").write_bytes(name)
-    assert refusal(copy, small_bundle).startswith(f"{copy / 'CURRENT'} does not name a generation: ")
+    digest = (copy / "CURRENT").read_bytes().split()[1]
+    for line in (name, name + b"\n", name + b" " + digest + b"\n", b"g000001", b"g000001 " + digest[:-1] + b"\n"):
+        (copy / "CURRENT").write_bytes(line)
+        assert refusal(copy, small_bundle).startswith(f"{copy / 'CURRENT'} does not name a generation")
 
 
 @pytest.mark.parametrize("name", [b"\xff\xfe", "g00000١".encode()])
@@ -421,8 +447,15 @@ def test_current_that_is_no_text(copy: Path, small_bundle: Bundle, name: bytes) 
 
 
 def test_current_that_names_an_absent_generation(copy: Path, small_bundle: Bundle) -> None:
-    (copy / "CURRENT").write_bytes(b"g000002\n")
+    (copy / "CURRENT").write_bytes(b"g000002 " + b"0" * 64 + b"\n")
     assert "g000002/manifest.json cannot be read" in refusal(copy, small_bundle)
+
+
+def test_two_builds_at_once(tmp_path: Path, small_bundle: Bundle, copy: Path) -> None:
+    passages = write_jsonl(tmp_path / "p.jsonl", SOME)
+    with locked(copy), pytest.raises(IndexFileError, match="another process is building"):
+        build(small_bundle, passages, copy, replace=True)
+    assert open_index(copy, small_bundle, threads=1).generation == "g000001"
 
 
 def test_no_index_there(tmp_path: Path, copy: Path, small_bundle: Bundle) -> None:
