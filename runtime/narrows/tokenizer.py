@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from narrows.bundle import TokenizerSettings
 from narrows.errors import BundleError
@@ -66,15 +66,21 @@ def build_tokenizer(settings: TokenizerSettings, vocabulary: Sequence[str]) -> T
 
 
 class TowerTokenizer:
-    """Turns questions and (title, text) pairs into the token ids that one tower reads. Thread-safe."""
+    """Turns questions and (title, text) pairs into the token ids that one tower reads. Thread-safe.
+
+    It cuts the texts itself: the Rust library's truncation also builds every piece that it cuts off, and for a pair
+    every combination of them, which takes seconds and gigabytes for a text of a few kilobytes.
+    """
 
     def __init__(self, tokenizer: Tokenizer, settings: TokenizerSettings, max_tokens: int) -> None:
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_tokens, strategy="longest_first")
+        tokenizer.no_truncation()
         self._tokenizer = tokenizer
+        self._cls: int = tokenizer.token_to_id(settings.cls_token)
+        self._sep: int = tokenizer.token_to_id(settings.sep_token)
+        self.pad_id: int = tokenizer.token_to_id(settings.pad_token)
         self.settings = settings
         self.max_tokens = max_tokens
-        self.pad_id: int = tokenizer.token_to_id(settings.pad_token)
 
     @classmethod
     def load(cls, file: Path, settings: TokenizerSettings, max_tokens: int) -> "TowerTokenizer":
@@ -91,17 +97,43 @@ class TowerTokenizer:
 
     def questions(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Tokenizes questions; with the `hf` preset their text is left as it is."""
-        return [_tokenized(encoding) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        return [self._joined([ids]) for ids in self._word_pieces(texts)]
 
     def passages(self, pairs: Sequence[tuple[str, str]]) -> list[TokenizedText]:
         """Tokenizes (title, text) pairs; with the `hf` preset an empty title leaves the text alone."""
-        inputs = [pair if pair[0] else pair[1] for pair in pairs]
-        return [_tokenized(encoding) for encoding in self._tokenizer.encode_batch_fast(inputs)]
+        pieces = iter(self._word_pieces([text for pair in pairs for text in pair]))
+        return [
+            self._joined([title_ids, text_ids] if title else [text_ids])
+            for (title, _), title_ids, text_ids in zip(pairs, pieces, pieces, strict=True)
+        ]
 
     def tokens(self, ids: TokenIds) -> list[str]:
         """The vocabulary entries of `ids`."""
         return [self._tokenizer.id_to_token(int(token)) for token in ids]
 
+    def _word_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, uncut and without the special tokens around it."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-def _tokenized(encoding: Encoding) -> TokenizedText:
-    return TokenizedText(np.array(encoding.ids, dtype=np.int64), bool(encoding.overflowing))
+    def _joined(self, parts: list[list[int]]) -> TokenizedText:
+        """[CLS] part [SEP], or [CLS] part [SEP] part [SEP], cut to the tower's length."""
+        lengths = [len(part) for part in parts]
+        room = self.max_tokens - 1 - len(parts)
+        kept = _longest_first(lengths[0], lengths[1], room) if len(parts) == 2 else (min(lengths[0], room),)
+        ids = [self._cls]
+        for part, length in zip(parts, kept, strict=True):
+            ids += part[:length]
+            ids.append(self._sep)
+        return TokenizedText(np.array(ids, dtype=np.int64), sum(kept) < sum(lengths))
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How much of two parts fits: the longer one is cut first, both to halves if the shorter one is over half.
+
+    The rule of transformers' `longest_first`; where both are cut, the longer one keeps the odd token, and the second
+    one where they are equal.
+    """
+    if first + second <= room:
+        return first, second
+    shorter = min(first, second, room // 2)
+    return (shorter, room - shorter) if first <= second else (room - shorter, shorter)

@@ -1,5 +1,6 @@
 """Which checkpoints load as which tower, which are refused and with what words, and what tower_id depends on."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -484,6 +485,13 @@ def test_tower_id_differs_for_a_projection(small_pair: Pair, question: Path):
     projected.save_pretrained(question)
     assert load(question).projection_dim == 64
     assert identity(question) != identity(small_pair.question)
+
+
+@pytest.mark.parametrize("change", [{"pooling": "mean"}, {"normalize": True}, {"projection_dim": 64}])
+def test_tower_id_differs_for_each_setting_alone(small_pair: Pair, change: dict[str, object]):
+    tower = load(small_pair.question)
+    settings, _ = read_vocabulary(source.resolve(str(small_pair.question)), "hf")
+    assert tower_id(dataclasses.replace(tower, **change), settings) != tower_id(tower, settings)
 
 
 def test_tower_id_differs_for_pooling(sentence_model: Path, tmp_path: Path):

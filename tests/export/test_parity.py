@@ -179,18 +179,18 @@ def test_red_with_the_segment_ids_of_the_tokenizer(towers: dict[Role, Tower], re
     role: Role = "context_encoder"
     segment_ids = tokenize(references[role].tokenizer, real_texts(role))["token_type_ids"]
     assert set(segment_ids.flatten().tolist()) == {0, 1}, "the tokenizer must mark the text as the second segment"
-    assert worst_error(towers[role], role, references[role], segment_ids=True) > 100 * LIMIT
+    assert worst_error(towers[role], role, references[role], batch_sizes=[8], segment_ids=True) > 100 * LIMIT
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_red_without_the_mask(towers: dict[Role, Tower], references: dict[Role, Reference], role: Role):
-    assert worst_error(towers[role], role, references[role], mask=False) > 100 * LIMIT
+    assert worst_error(towers[role], role, references[role], batch_sizes=[8], mask=False) > 100 * LIMIT
 
 
 def test_red_with_swapped_towers(towers: dict[Role, Tower], references: dict[Role, Reference]):
     question, context = ROLES
-    assert worst_error(towers[context], question, references[question]) > 100 * LIMIT
-    assert worst_error(towers[question], context, references[context]) > 100 * LIMIT
+    assert worst_error(towers[context], question, references[question], batch_sizes=[8]) > 100 * LIMIT
+    assert worst_error(towers[question], context, references[context], batch_sizes=[8]) > 100 * LIMIT
 
 
 def test_the_real_minilm_equals_transformers(minilm_bundle: Bundle, minilm_checkpoint: Path):
