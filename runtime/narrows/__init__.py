@@ -12,6 +12,7 @@ from narrows.errors import (
     NarrowsError,
     NotFoundError,
     OverloadedError,
+    ReplyTooLargeError,
     ServerError,
     UnavailableError,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "ServerInfo",
     "NarrowsError",
     "InvalidRequestError",
+    "ReplyTooLargeError",
     "MismatchError",
     "NotFoundError",
     "OverloadedError",

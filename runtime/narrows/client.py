@@ -5,6 +5,8 @@ with Client("localhost:50051") as client:
         print(hit.score, hit.title)
 """
 
+import collections
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,6 +26,7 @@ VIEWS: dict[View, "pb.PassageView.ValueType"] = {
     "title": pb.PASSAGE_VIEW_TITLE,
     "full": pb.PASSAGE_VIEW_FULL,
 }
+PASSAGES_IN_A_CALL = 16  # so that a call of long ones keeps its deadline on a slow encoder
 MAX_REPLY_BYTES = 64 * 2**20  # whatever the server is set to send
 T = TypeVar("T")
 Reply = TypeVar("Reply")
@@ -151,23 +154,28 @@ class Client:
         expected_bundle: str = "",
         timeout_s: float | None = None,
     ) -> list[SearchResult]:
-        """Finds the k best passages of each question, given as text or as an embedding (float32, (n, dim))."""
-        _refuse_single(questions, "search")
+        """Finds the k best passages of each question, given as text or as an embedding (float32, (n, dim)).
+
+        Questions whose answers are too large for one reply are asked in smaller parts.
+        """
+        if view not in VIEWS:
+            raise errors.InvalidRequestError(f"it must be one of {', '.join(VIEWS)}, not {view!r}", "view")
+        if k < 1:
+            raise errors.InvalidRequestError("it must be at least 1", "k")
+        settings = {"k": k, "view": VIEWS[view], "corpus": corpus, "expected_bundle": expected_bundle}
         results: list[SearchResult] = []
-        for part in self._parts(questions):
+        parts = collections.deque(self._parts(_listed(questions, "search"), timeout_s))
+        while parts:
+            part = parts.popleft()
             given = {"question_embeddings": _tensor(part)} if isinstance(part, np.ndarray) else {"questions": part}
-            settings = {"k": k, "view": VIEWS[view], "corpus": corpus, "expected_bundle": expected_bundle}
-            request = _build(pb.SearchRequest, **given, **settings)
-            reply = self._call(self._stub.Search, request, timeout_s)
-            served, truncated = _served(reply.served), set(reply.truncated)
-            results += [
-                SearchResult(
-                    tuple(Hit(hit.passage.id, hit.passage.title, hit.passage.text, hit.score) for hit in found.hits),
-                    served,
-                    number in truncated,
-                )
-                for number, found in enumerate(reply.results)
-            ]
+            try:
+                reply = self._call(self._stub.Search, _build(pb.SearchRequest, **given, **settings), timeout_s)
+            except errors.ReplyTooLargeError:
+                if len(part) == 1:
+                    raise
+                parts.extendleft([part[len(part) // 2 :], part[: len(part) // 2]])
+                continue
+            results += _results(reply)
         return results
 
     def encode_questions(self, texts: Sequence[str], *, timeout_s: float | None = None) -> npt.NDArray[np.float32]:
@@ -188,12 +196,12 @@ class Client:
         timeout_s: float | None = None,
     ) -> Encoding:
         """Embeds questions, then passages, and tells their token counts and which were cut."""
-        _refuse_single(questions, "encode")
-        requests = [_build(pb.EncodeRequest, questions=part) for part in self._parts(questions)]
-        requests += [
-            _build(pb.EncodeRequest, passages=[_build(pb.Passage, title=title, text=text) for title, text in part])
-            for part in self._parts(passages)
+        requests = [
+            _build(pb.EncodeRequest, questions=part) for part in self._parts(_listed(questions, "encode"), timeout_s)
         ]
+        for part in self._parts(_listed(passages, "encode"), timeout_s, PASSAGES_IN_A_CALL):
+            messages = [_build(pb.Passage, title=title, text=text) for title, text in map(_pair, part)]
+            requests.append(_build(pb.EncodeRequest, passages=messages))
         blocks: list[npt.NDArray[np.float32]] = []
         counts: list[int] = []
         truncated: list[int] = []
@@ -209,9 +217,11 @@ class Client:
 
     def get_passages(self, ids: Sequence[str], *, corpus: str = "", timeout_s: float | None = None) -> dict[str, Hit]:
         """Looks passages up: a table by id, without those that the index does not hold; their score is NaN."""
+        wanted = _listed(ids, "get_passages")
+        step = self._limits(timeout_s).max_ids if wanted else 1
         found: dict[str, Hit] = {}
-        for start in range(0, len(ids), self._limits().max_ids):
-            request = _build(pb.GetPassagesRequest, ids=ids[start : start + self._limits().max_ids], corpus=corpus)
+        for start in range(0, len(wanted), step):
+            request = _build(pb.GetPassagesRequest, ids=wanted[start : start + step], corpus=corpus)
             reply = self._call(self._stub.GetPassages, request, timeout_s)
             found.update((p.id, Hit(p.id, p.title, p.text, float("nan"))) for p in reply.passages)
         return found
@@ -239,17 +249,17 @@ class Client:
             max_ids=reply.limits.max_ids,
         )
 
-    def _limits(self) -> ServerInfo:
+    def _limits(self, timeout_s: float | None) -> ServerInfo:
         if self._info is None:
-            self._info = self.server_info()
+            self._info = self.server_info(timeout_s=timeout_s)
         return self._info
 
-    def _parts(self, items: Sequence[T] | npt.NDArray[np.float32]) -> Iterator[Any]:
+    def _parts(self, items: Any, timeout_s: float | None, most: int = sys.maxsize) -> Iterator[Any]:  # noqa: ANN401
         """Splits what one call may not hold; the limit is asked for only where a list has several items."""
         if len(items) == 1:
             yield items
         elif len(items) > 1:
-            step = self._limits().max_items
+            step = min(most, self._limits(timeout_s).max_items)
             for start in range(0, len(items), step):
                 yield items[start : start + step]
 
@@ -268,9 +278,29 @@ def _build(message: Callable[..., T], **fields: object) -> T:
         raise errors.InvalidRequestError(str(error)) from None
 
 
-def _refuse_single(questions: object, method: str) -> None:
-    if isinstance(questions, str):
-        raise errors.InvalidRequestError(f"give a list: {method}([question])", "questions")
+def _listed(items: Any, method: str) -> Any:  # noqa: ANN401  (a list, or an array as it is)
+    """The items as a list; one string where a list belongs would be taken apart into letters."""
+    if isinstance(items, str):
+        raise errors.InvalidRequestError(f"give a list: {method}([...])")
+    return items if isinstance(items, np.ndarray) and items.dtype.kind == "f" else list(items)
+
+
+def _pair(passage: tuple[str, str]) -> tuple[str, str]:
+    if isinstance(passage, str) or len(passage) != 2:
+        raise errors.InvalidRequestError(f"a passage is a pair (title, text), not {passage!r}", "passages")
+    return passage
+
+
+def _results(reply: pb.SearchResponse) -> list[SearchResult]:
+    served, truncated = _served(reply.served), set(reply.truncated)
+    return [
+        SearchResult(
+            tuple(Hit(hit.passage.id, hit.passage.title, hit.passage.text, hit.score) for hit in found.hits),
+            served,
+            number in truncated,
+        )
+        for number, found in enumerate(reply.results)
+    ]
 
 
 def _tensor(vectors: npt.NDArray[np.float32]) -> pb.Tensor:
@@ -292,6 +322,8 @@ def _typed(error: grpc.RpcError, target: str) -> errors.NarrowsError:
     message = error.details() or ""
     trailers = {key: str(value) for key, value in error.trailing_metadata() or ()}
     match error.code():
+        case grpc.StatusCode.INVALID_ARGUMENT if trailers.get("narrows-reason") == "REPLY_TOO_LARGE":
+            return errors.ReplyTooLargeError(message)
         case grpc.StatusCode.INVALID_ARGUMENT:
             field = trailers.get("narrows-field", "")
             return errors.InvalidRequestError(message.removeprefix(f"{field}: ") if field else message, field)

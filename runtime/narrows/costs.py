@@ -35,12 +35,14 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class CostTable:
-    """Buckets by ascending length. A stage without lengths (search) has one bucket of one token."""
+    """Buckets by ascending length. With a single one (search) the length does not matter."""
 
     buckets: tuple[Bucket, ...]
 
     def ms(self, batch_size: int, tokens: int) -> float:
         """Predicted milliseconds for `batch_size` texts padded to `tokens`: linear between the bucket lengths."""
+        if len(self.buckets) == 1:
+            return self.buckets[0].at(batch_size)
         lengths = [bucket.tokens for bucket in self.buckets]
         upper = bisect.bisect_left(lengths, tokens)
         if upper == len(lengths):

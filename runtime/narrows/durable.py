@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -48,6 +48,7 @@ def locked(directory: Path) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another process holds it.
+        OSError: it is gone, or its file system has no locks.
     """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
@@ -72,14 +73,16 @@ def new_directory(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     temporary.mkdir()
     try:
-        with locked(temporary):
+        with ExitStack() as held:
+            with suppress(OSError):  # without locks nobody removes it either
+                held.enter_context(locked(temporary))
             yield temporary
-        for inner in sorted(temporary.rglob("*")):
-            fsync_path(inner)
-        fsync_path(temporary)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(path)
-        temporary.rename(path)  # POSIX: replaces an empty directory, atomically
+            for inner in sorted(temporary.rglob("*")):
+                fsync_path(inner)
+            fsync_path(temporary)
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise FileExistsError(f"{path} exists already")
+            temporary.rename(path)  # POSIX: replaces an empty directory, atomically
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_path(path.parent)
@@ -94,5 +97,5 @@ def sha256_file(path: Path) -> str:
 def _remove_abandoned(path: Path) -> None:
     """Removes what killed processes left beside `path`; a directory that its process still holds stays."""
     for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        with suppress(BlockingIOError), locked(abandoned):
+        with suppress(OSError), locked(abandoned):
             shutil.rmtree(abandoned, ignore_errors=True)

@@ -76,9 +76,14 @@ class Encoder:
 
         Returns:
             float32 of shape (texts, dim), in the order given.
+
+        Raises:
+            BundleError: an embedding is not finite.
         """
         input_ids, mask = pad_right(token_ids, self._pad_id)
         result: Embeddings = self._session.run([EMBEDDING], {INPUT_IDS: input_ids, ATTENTION_MASK: mask})[0]
+        if not np.isfinite(result).all():
+            raise BundleError("the tower gave NaN or infinity for a text: its weights are damaged")
         return result
 
 

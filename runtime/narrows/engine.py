@@ -18,7 +18,7 @@ import numpy.typing as npt
 from narrows.costs import CostTable
 from narrows.encoder import Embeddings
 from narrows.index import SearchHits
-from narrows.scheduler import Batch, Entry, LaneSettings, Scheduler
+from narrows.scheduler import Batch, Entry, LaneSettings, Scheduler, admit
 from narrows.tokenizer import TokenIds
 from narrows.work import Lane, Outcome, Timings, Work
 
@@ -109,25 +109,29 @@ class Engine:
             thread.start()
 
     def submit(self, works: Sequence[Work]) -> None:
-        """Queues works of one lane, all or none. Refusals are delivered too, before this returns."""
+        """Queues the works of one call (one lane, all texts or all vectors), all or none.
+
+        Refusals are delivered too, before this returns.
+        """
         now_s = self._clock()
         entries = [Entry(work, _Progress(work.vector, Timings()), now_s) for work in works]
-        first = self._encoding if works[0].vector is None else self._searching
-        assert first is not None, "a vector was submitted to an engine without an index"
+        stages = [self._encoding] if works[0].vector is None else []
+        if self._searching is not None and works[0].k > 0:
+            stages.append(self._searching)
+        assert stages, "a vector was submitted to an engine without an index"
         with self._lock:
             if self._closing:
                 refusals = [Outcome(work.request_id, "draining", "the server is shutting down") for work in works]
-            elif refused := first.admit(works, now_s):
+            elif refused := admit(stages, works, now_s):
                 refusals = [
-                    Outcome(work.request_id, "overloaded", refused.message, refused.retry_after_ms) for work in works
+                    Outcome(work.request_id, refused.reason, refused.message, refused.retry_after_ms) for work in works
                 ]
             else:
                 refusals = []
                 for entry in entries:
-                    first.add(entry)
+                    stages[0].add(entry)
                 self._lock.notify_all()
-        if refusals:
-            self._deliver(refusals)
+        self._deliver_safely(refusals)
 
     def cancel(self, request_ids: Sequence[int]) -> None:
         """Drops works that nobody waits for: they are not computed any further, and end as `cancelled`."""
@@ -138,8 +142,7 @@ class Engine:
                     outcomes.append(Outcome(request_id, "cancelled"))
                 elif request_id in self._running:
                     self._cancelled.add(request_id)
-        if outcomes:
-            self._deliver(outcomes)
+        self._deliver_safely(outcomes)
 
     def close(self) -> None:
         """Refuses new work, finishes what is queued, and ends the threads."""
@@ -162,17 +165,22 @@ class Engine:
                         return
                     self._lock.wait()
                     job = self._next_job(stages)
-            outcomes = [
-                Outcome(entry.work.request_id, "expired", "the deadline passed in the queue") for entry in job.expired
-            ]
-            if job.batch is not None:
-                outcomes += job.run(job.batch)
-            if outcomes:
-                self._deliver(outcomes)
+            self._deliver_safely(
+                [Outcome(entry.work.request_id, "expired", "the deadline passed in the queue") for entry in job.expired]
+            )
+            outcomes = job.run(job.batch) if job.batch is not None else []
+            self._deliver_safely(outcomes)
             with self._lock:
                 self._running.difference_update(outcome.request_id for outcome in outcomes)
                 self._cancelled.intersection_update(self._running)
                 self._lock.notify_all()
+
+    def _deliver_safely(self, outcomes: Sequence[Outcome]) -> None:
+        try:
+            if outcomes:
+                self._deliver(outcomes)
+        except Exception:
+            log.exception("%d outcomes could not be delivered", len(outcomes))
 
     def _next_job(self, stages: Sequence[_Stage]) -> _Job | None:
         """The next batch of the first stage that has one, and what expired meanwhile; None when there is neither."""

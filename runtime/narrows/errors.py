@@ -18,6 +18,10 @@ class InvalidRequestError(NarrowsError):
         self.field = field
 
 
+class ReplyTooLargeError(InvalidRequestError):
+    """The answer would be larger than the server sends: ask for less in one call."""
+
+
 class NotFoundError(NarrowsError):
     """A request names a corpus that is not served here."""
 

@@ -8,7 +8,7 @@ The rules:
   long as the cost table says that joining costs no more than running alone, up to the table's cap.
 - Lanes go by priority. A lane with a minimum share runs first while it has had less than that share of the stage's
   time, counted over the batches closed while another lane was waiting too.
-- Work is refused at the door when its lane is full, or when the predicted wait passes its deadline.
+- Work is refused at the door when a lane on its way is full, or when the predicted wait passes its deadline (`admit`).
 - Expired and cancelled work leaves the queue without being computed.
 """
 
@@ -17,7 +17,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from narrows.costs import CostTable
 from narrows.work import Lane, Work
@@ -56,10 +56,11 @@ class Batch(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why a whole submission was turned away, and the predicted wait."""
+    """Why a whole submission was turned away. `expired`: it could not meet its deadline even on an idle server."""
 
+    reason: Literal["overloaded", "expired"]
     message: str
-    retry_after_ms: int
+    retry_after_ms: int = 0
 
 
 class _Queue(Generic[T]):
@@ -132,22 +133,14 @@ class Scheduler(Generic[T]):
     def __len__(self) -> int:
         return sum(len(queue.by_arrival) for queue in self._queues.values())
 
-    def admit(self, works: Sequence[Work], now_s: float) -> Refused | None:
-        """Whether all of `works` (of one lane) may enter: None if so. Nothing is queued by asking."""
+    def room_for(self, works: Sequence[Work]) -> bool:
+        """Whether the lane of `works` (of one lane) can hold them too."""
         queue = self._queues[works[0].lane]
-        wait_ms = self.predicted_wait_ms(works[0].lane, now_s)
-        waiting = len(queue.by_arrival)
-        if waiting + len(works) > queue.settings.max_queued:
-            message = f"{waiting} {queue.settings.name} are waiting; at most {queue.settings.max_queued} may"
-            return Refused(message, max(1, round(wait_ms)))
-        own_ms = sum(queue.costs.item_ms(work.tokens) for work in works)
-        left_ms = (min(work.deadline_s for work in works) - now_s) * 1e3
-        if wait_ms + own_ms > left_ms:
-            message = (
-                f"the predicted wait is {wait_ms + own_ms:.0f} ms, and the deadline leaves {max(left_ms, 0):.0f} ms"
-            )
-            return Refused(message, max(1, round(wait_ms)))
-        return None
+        return len(queue.by_arrival) + len(works) <= queue.settings.max_queued
+
+    def own_ms(self, works: Sequence[Work]) -> float:
+        """What `works` themselves take, in full batches."""
+        return sum(self._queues[work.lane].costs.item_ms(work.tokens) for work in works)
 
     def predicted_wait_ms(self, lane: Lane, now_s: float) -> float:
         """How long new work of a lane waits before it runs: the running batch, its own lane and those before it."""
@@ -200,6 +193,26 @@ class Scheduler(Generic[T]):
     def finished(self, now_s: float) -> None:
         """The running batch is done."""
         self._busy_until_s = now_s
+
+
+def admit(stages: Sequence[Scheduler[T]], works: Sequence[Work], now_s: float) -> Refused | None:
+    """Whether all of `works` (of one lane) may enter, given the stages on their way: None if so.
+
+    Nothing is queued by asking. Refused is what finds a queue full, or whose predicted wait passes its deadline.
+    """
+    lane = works[0].lane
+    wait_ms = sum(stage.predicted_wait_ms(lane, now_s) for stage in stages)
+    own_ms = sum(stage.own_ms(works) for stage in stages)
+    left_ms = (min(work.deadline_s for work in works) - now_s) * 1e3
+    if own_ms > left_ms:
+        message = f"this call takes {own_ms:.0f} ms by itself, and its deadline leaves {max(left_ms, 0):.0f} ms"
+        return Refused("expired", message)
+    if not all(stage.room_for(works) for stage in stages):
+        return Refused("overloaded", f"too many {lane} are waiting already", max(1, round(wait_ms)))
+    if wait_ms + own_ms > left_ms:
+        message = f"the predicted wait is {wait_ms + own_ms:.0f} ms, and the deadline leaves {left_ms:.0f} ms"
+        return Refused("overloaded", message, max(1, round(wait_ms)))
+    return None
 
 
 def _next_lane(waiting: Sequence[_Queue[T]]) -> _Queue[T]:

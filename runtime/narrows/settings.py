@@ -4,6 +4,7 @@ A value comes from the first of these that has it: command-line flag, environmen
 file, the default.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -28,7 +29,7 @@ class ServerSettings:
     max_items: int = 64
     max_ids: int = 1000
     max_k: int = 1000
-    max_text_bytes: int = 65_536
+    max_text_bytes: int = 16_384
     max_reply_bytes: int = 3_670_016  # 3.5 MiB: clients accept 4 MiB by default
     max_queued_questions: int = 2048
     max_queued_passages: int = 512
@@ -46,7 +47,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "max_ids": (1, 100_000),
     "max_k": (1, 1_000_000),
     "max_text_bytes": (1, 2**30),
-    "max_reply_bytes": (1024, 2**31 - 1),
+    "max_reply_bytes": (1024, 2**30),
     "max_queued_questions": (1, 10_000_000),
     "max_queued_passages": (1, 10_000_000),
     "passages_min_share": (0.0, 0.9),
@@ -55,6 +56,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "drain_ms": (0, 3_600_000),
 }
 _CHOICES = {"device": ("auto", "cpu"), "log_level": ("debug", "info", "warning", "error")}
+_ADDRESS = re.compile(r"\S+:[0-9]{1,5}")
 NAMES = tuple(field.name for field in fields(ServerSettings))
 
 
@@ -82,7 +84,13 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | 
             values[name] = (value, "--" + name.replace("_", "-"))
     if "bundle" not in values:
         raise SettingsError("which bundle? Give --bundle, NARROWS_BUNDLE, or `bundle` in the configuration file")
-    return ServerSettings(**{name: _checked(name, value, origin) for name, (value, origin) in values.items()})
+    settings = ServerSettings(**{name: _checked(name, value, origin) for name, (value, origin) in values.items()})
+    for name in ("max_queued_questions", "max_queued_passages"):
+        if getattr(settings, name) < settings.max_items:
+            raise SettingsError(
+                f"{name} must be at least max_items ({settings.max_items}): no full call would ever fit"
+            )
+    return settings
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -101,12 +109,16 @@ def _read_toml(file: Path) -> dict[str, Any]:
 def _checked(name: str, value: Any, origin: str) -> Any:  # noqa: ANN401  (any TOML value comes in)
     """Converts a value to its setting's type and checks its bounds."""
     if name in ("bundle", "index"):
-        if not isinstance(value, (str, Path)) or not str(value):
+        if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
             raise SettingsError(f"{origin} must be a path")
         try:
             return Path(value).expanduser()
         except RuntimeError as error:
             raise SettingsError(f"{origin}: {error}") from None
+    if name == "listen":
+        if not isinstance(value, str) or not _ADDRESS.fullmatch(value) or int(value.rpartition(":")[2]) > 65_535:
+            raise SettingsError(f"{origin} must be HOST:PORT, such as 127.0.0.1:50051, not {value!r}")
+        return value
     if name not in _BOUNDS:
         if not isinstance(value, str) or value not in _CHOICES.get(name, (value,)):
             raise SettingsError(f"{origin} must be {' or '.join(_CHOICES.get(name, ('text',)))}, not {value!r}")

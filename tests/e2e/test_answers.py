@@ -153,6 +153,12 @@ def test_a_long_question_is_cut_and_says_so(client: Client) -> None:
     assert encoding.token_counts[0] == encoding.token_counts[2] == 256
 
 
+def test_answers_too_large_for_one_reply_come_in_parts(client: Client) -> None:
+    together = client.search(QUESTIONS[:64], k=300)
+    assert [len(result) for result in together] == [300] * 64
+    assert [result.hits for result in together[40:42]] == [client.search([q], k=300)[0].hits for q in QUESTIONS[40:42]]
+
+
 def test_nothing_asked_is_nothing_answered(client: Client) -> None:
     assert client.search([]) == []
     assert client.encode_questions([]).shape == (0, 64)
@@ -160,10 +166,16 @@ def test_nothing_asked_is_nothing_answered(client: Client) -> None:
 
 def test_one_string_instead_of_a_list_is_a_clear_error(client: Client) -> None:
     with pytest.raises(InvalidRequestError, match="give a list"):
-        client.search("who?")  # type: ignore[arg-type]
+        client.search("who?")
+    with pytest.raises(InvalidRequestError, match="give a list"):
+        client.get_passages("en-001")
+    with pytest.raises(InvalidRequestError, match="pair"):
+        client.encode_passages(["ab"])  # type: ignore[list-item]
+    with pytest.raises(InvalidRequestError, match="view"):
+        client.search(["who?"], view="all")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("k", [-1, 2**32])
+@pytest.mark.parametrize("k", [-1, 0, 2**32])
 def test_a_k_that_no_message_can_hold_is_an_invalid_request(client: Client, k: int) -> None:
     with pytest.raises(InvalidRequestError):
         client.search(["rivers"], k=k)

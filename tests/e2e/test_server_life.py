@@ -61,10 +61,25 @@ def test_a_client_that_hangs_up_leaves_the_server_well(running: ServerProcess, c
 
 
 def test_a_full_queue_is_overload_with_a_time_to_come_back(small_bundle: Bundle, small_index: Path) -> None:
-    with server(small_bundle.path, small_index, max_queued_questions="4") as busy, Client(busy.address) as client:
-        with pytest.raises(OverloadedError, match="at most 4") as caught:
-            client.search([f"question number {number}" for number in range(5)])
-        assert caught.value.retry_after_ms >= 1
+    with (
+        server(small_bundle.path, small_index, max_items="4", max_queued_questions="4") as busy,
+        Client(busy.address) as client,
+    ):
+        clients, results = 12, []
+
+        def ask(number: int) -> None:
+            try:
+                results.append(client.search([f"{LONG_TEXT} {number}-{part}" for part in range(4)]))
+            except OverloadedError as error:
+                results.append(error)
+
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(ask, range(clients)))
+        refused = [result for result in results if isinstance(result, OverloadedError)]
+        assert refused
+        assert len(refused) < clients
+        assert all("too many questions" in str(error) for error in refused)
+        assert all(error.retry_after_ms >= 1 for error in refused)
         assert len(client.search(["rivers"] * 4)) == 4, "what fits is still served"
 
 
@@ -98,6 +113,17 @@ def test_a_signal_drains_and_exits_0(small_bundle: Bundle, small_index: Path, nu
             client.search(["rivers"], timeout_s=5.0)
 
 
+def test_a_watch_of_the_health_does_not_hold_up_the_shutdown(small_bundle: Bundle) -> None:
+    with (
+        server(small_bundle.path, None, drain_ms="600000") as running,
+        grpc.insecure_channel(running.address) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        assert running.stop(timeout_s=30.0) == 0
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
 def test_an_index_beside_other_towers_is_refused_by_name(
     tmp_path: Path, small_index: Path, small_pair: Pair, vocabulary: list[str]
 ) -> None:
@@ -129,6 +155,8 @@ def test_a_port_in_use_is_said_so(small_bundle: Bundle) -> None:
     [
         (["serve"], "which bundle"),
         (["serve", "--bundle", "/no/such"], "/no/such is not a bundle"),
+        (["serve", "--bundle", "/no/such", "--listen", "foo"], "--listen must be HOST:PORT"),
+        (["serve", "--bundle", "/no/such", "--listen", "127.0.0.1:99999"], "--listen must be HOST:PORT"),
         (["serve", "--bundle", "x", "--config", "/no/such.toml"], "/no/such.toml cannot be read"),
         (["index", "info", "/no/such"], "/no/such is not an index"),
         (["search", "rivers", "--server", "127.0.0.1:1", "--timeout", "2"], "127.0.0.1:1"),
@@ -162,4 +190,4 @@ def test_an_unreachable_server_is_unavailable() -> None:
 
 def test_a_message_over_grpcs_limit_is_an_invalid_request(client: Client) -> None:
     with pytest.raises(InvalidRequestError):
-        client.encode_passages([("", "x" * 9_000_000)])
+        client.encode_passages([("", "x" * 2_000_000)])

@@ -218,11 +218,12 @@ def test_a_full_queue_refuses_the_whole_submission() -> None:
 
 def test_a_deadline_shorter_than_the_predicted_wait_is_refused_at_once(running: Running) -> None:
     hold(running)
-    running.engine.submit([text(2, 2, deadline_s=100.0005)])
+    running.engine.submit([text(2, 2, deadline_s=100.0012)])
     assert running.inbox.wait(1)[2].refusal == "overloaded"
+    running.engine.submit([text(3, 3, deadline_s=100.0001)])
+    assert running.inbox.wait(2)[3].refusal == "expired", "too late even alone"
 
 
-@pytest.mark.filterwarnings("default")
 def test_a_bad_work_fails_alone_and_its_mates_are_answered(running: Running) -> None:
     hold(running)
     running.engine.submit([text(2, 2), text(3, POISON), text(4, 4)])
@@ -257,3 +258,21 @@ def test_an_index_of_its_own_affinity_leaves_the_encoders_thread_free(own_thread
     threads = running.stages.threads
     assert len(threads["encode"]) == len(threads["search"]) == 1
     assert (threads["encode"] != threads["search"]) == own_thread
+
+
+def test_a_receiver_that_fails_does_not_stop_the_engine() -> None:
+    stages, inbox, failing = Stages(), Inbox(), iter([True])
+    stages.gate.set()
+
+    def deliver(outcomes: Sequence[Outcome]) -> None:
+        if next(failing, False):
+            raise RuntimeError("the receiver is broken")
+        inbox.deliver(outcomes)
+
+    encode = EncodeStage({"questions": stages.encode}, {"questions": COSTS})
+    engine = Engine(encode, None, [LaneSettings("questions", 9)], deliver)
+    engine.submit([text(1, 1)])
+    assert stages.entered.acquire(timeout=WAIT_S)
+    engine.submit([text(2, 2)])
+    engine.close()
+    assert inbox.wait(1)[2].refusal is None

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrows.costs import Bucket, CostTable
-from narrows.scheduler import Entry, LaneSettings, Scheduler
+from narrows.scheduler import Entry, LaneSettings, Scheduler, admit
 from narrows.work import Lane, Work
 
 # A device that gains from batches up to 8 (a fixed cost of 4 ms), with cost linear in tokens beyond that.
@@ -115,12 +115,12 @@ def test_passages_that_come_one_at_a_time_get_no_more_than_their_share() -> None
 def test_a_full_lane_refuses_a_whole_submission_and_says_when_to_come_back() -> None:
     queue = scheduler(max_queued=4)
     add(queue, work(1), work(2), work(3))
-    assert queue.admit([work(4)], 0.0) is None
-    refused = queue.admit([work(4), work(5)], 0.0)
+    assert admit([queue], [work(4)], 0.0) is None
+    refused = admit([queue], [work(4), work(5)], 0.0)
     assert refused is not None
-    assert "at most 4" in refused.message
+    assert refused.reason == "overloaded"
     assert refused.retry_after_ms >= 1
-    assert queue.admit([work(4, lane="passages")], 0.0) is None  # another lane has room
+    assert admit([queue], [work(4, lane="passages")], 0.0) is None  # another lane has room
 
 
 def test_admission_refuses_what_cannot_be_ready_in_time() -> None:
@@ -128,10 +128,28 @@ def test_admission_refuses_what_cannot_be_ready_in_time() -> None:
     add(queue, *(work(number) for number in range(80)))
     wait_ms = queue.predicted_wait_ms("questions", 0.0)
     assert wait_ms == pytest.approx(80 * GAINING.item_ms(16))
-    late = queue.admit([work(100, deadline_s=wait_ms / 1e3)], 0.0)
+    late = admit([queue], [work(100, deadline_s=wait_ms / 1e3)], 0.0)
     assert late is not None
-    assert late.retry_after_ms == round(wait_ms)
-    assert queue.admit([work(100, deadline_s=(wait_ms + 2 * GAINING.item_ms(16)) / 1e3)], 0.0) is None
+    assert (late.reason, late.retry_after_ms) == ("overloaded", round(wait_ms))
+    assert admit([queue], [work(100, deadline_s=(wait_ms + 2 * GAINING.item_ms(16)) / 1e3)], 0.0) is None
+
+
+def test_what_could_not_be_in_time_even_alone_is_too_late_and_not_overload() -> None:
+    refused = admit([scheduler()], [work(number, 256, deadline_s=0.05) for number in range(64)], 0.0)
+    assert refused is not None
+    assert refused.reason == "expired"
+
+
+def test_admission_counts_every_stage_on_the_way() -> None:
+    encoding, searching = scheduler(), scheduler(CostTable((Bucket(1, (1,), (100.0,)),)), max_queued=20)
+    add(searching, *(work(number) for number in range(10)))
+    assert admit([encoding, searching], [work(100, deadline_s=1.2)], 0.0) is None
+    late = admit([encoding, searching], [work(100, deadline_s=1.05)], 0.0)
+    assert late is not None
+    assert late.retry_after_ms == 1000
+    add(searching, *(work(number) for number in range(10, 20)))
+    assert admit([encoding, searching], [work(100)], 0.0) is not None  # the second queue is full
+    assert admit([encoding], [work(100)], 0.0) is None
 
 
 def test_the_predicted_wait_counts_the_running_batch_and_shrinks_as_it_runs() -> None:

@@ -49,8 +49,8 @@ def add(commands: "Commands") -> None:
 
 def _count(text: str) -> int:
     number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
+    if not 0 <= number <= 1024:
+        raise argparse.ArgumentTypeError("must be 0 to 1024")
     return number
 
 

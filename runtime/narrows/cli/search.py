@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
 def print_result(question: str, result: SearchResult) -> None:
     """Prints the hits readably: rank, score, title, the beginning of the text."""
-    width = min(shutil.get_terminal_size().columns, 120) - 6
+    width = max(20, min(shutil.get_terminal_size().columns, 120) - 6)
     timings = result.served.timings
     print(f"\n{question}")
     for rank, hit in enumerate(result, start=1):

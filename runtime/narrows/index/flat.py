@@ -4,7 +4,7 @@ FAISS finds the candidates; its float32 scores move by 2-3e-5 with the size of t
 candidates than asked for are re-scored in float64, in one fixed order of summation, and rounded to float32. The
 result counts only if no passage left out could still belong to it, by the bound on a float32 inner product of any
 order of summation: |error| <= gamma_d |q| |v| (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
-Otherwise more candidates are fetched.
+Otherwise more candidates are fetched; a query with thousands of near-ties is scored against all vectors instead.
 """
 
 from pathlib import Path
@@ -19,7 +19,12 @@ from narrows.index import SearchHits
 
 MARGIN = 16  # candidates fetched beyond k at first
 GROWTH = 4
+MAX_CANDIDATES = 4096  # beyond so many, one pass over all vectors is cheaper
+BLOCK_ROWS = 8192  # scored at once in float64: bounds the memory of a pass
+SMALLEST_NORMAL = 2.0**-126  # products below it may be flushed to zero
 UNIT_ROUNDOFF = 2.0**-24
+
+Best = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 
 def write(vectors: faiss.IndexFlatIP, file: Path) -> None:
@@ -67,27 +72,45 @@ class FlatIndex:
         open_queries = np.arange(len(queries))
         fetch = min(self.count, k + MARGIN)
         while len(open_queries):
+            if fetch > max(MAX_CANDIDATES, k + MARGIN):
+                for query in open_queries:
+                    scores[query], rows[query] = self._scan(queries[query], k)
+                break
             approximate, candidates = self._index.search(np.ascontiguousarray(queries[open_queries]), fetch)
             left = []
             for number, query in enumerate(open_queries):
-                exact = self._exact_scores(queries[query], candidates[number])
-                order = np.lexsort((self._id_rank[candidates[number]], -exact))[:k]
+                best_scores, best_rows = self._best(queries[query], candidates[number], k)
                 highest_left_out = float(approximate[number, -1]) + self._error_bound(queries[query])
-                if fetch < self.count and np.float32(highest_left_out) >= exact[order[-1]]:
+                if fetch < self.count and np.float32(highest_left_out) >= best_scores[-1]:
                     left.append(query)
                 else:
-                    scores[query], rows[query] = exact[order], candidates[number][order]
+                    scores[query], rows[query] = best_scores, best_rows
             open_queries = np.array(left, dtype=np.int64)
             fetch = min(self.count, fetch * GROWTH)
         return SearchHits(scores, rows)
 
-    def _exact_scores(self, query: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Inner products in float64, where each product is exact, rounded once to float32."""
-        products = self._vectors[rows].astype(np.float64) * query.astype(np.float64)
-        scores: npt.NDArray[np.float32] = products.sum(axis=1).astype(np.float32)
-        return scores
+    def _best(self, query: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], k: int) -> Best:
+        """The k best of some rows: their inner products in float64, rounded once to float32; and the rows."""
+        exact = np.empty(len(rows), dtype=np.float32)
+        wide_query = query.astype(np.float64)
+        for start in range(0, len(rows), BLOCK_ROWS):
+            block = self._vectors[rows[start : start + BLOCK_ROWS]].astype(np.float64)
+            block *= wide_query  # each product is exact: 24 + 24 bits fit into 53
+            exact[start : start + BLOCK_ROWS] = block.sum(axis=1)
+        order = np.lexsort((self._id_rank[rows], -exact))[:k]
+        return exact[order], rows[order]
+
+    def _scan(self, query: npt.NDArray[np.float32], k: int) -> Best:
+        """The k best of all rows, in blocks."""
+        rows = np.empty(0, dtype=np.int64)
+        step = max(BLOCK_ROWS, k)
+        for start in range(0, self.count, step):
+            block = np.arange(start, min(start + step, self.count))
+            rows = self._best(query, np.concatenate([rows, block]), k)[1]
+        return self._best(query, rows, k)
 
     def _error_bound(self, query: npt.NDArray[np.float32]) -> float:
         gamma = self.dim * UNIT_ROUNDOFF / (1 - self.dim * UNIT_ROUNDOFF)
         norm = float(np.linalg.norm(query.astype(np.float64)))
-        return 1.001 * gamma * norm * self.max_norm  # 1.001: the roundings of this very line
+        # 1.001 for the roundings of this very line.
+        return 1.001 * gamma * norm * self.max_norm + self.dim * SMALLEST_NORMAL

@@ -8,10 +8,11 @@ is ever opened.
 """
 
 import hashlib
+import logging
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, MismatchError
 from narrows.index.flat import FlatIndex
 from narrows.passages import FILES, Passages
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 MANIFEST, CURRENT, VECTORS = "manifest.json", "CURRENT", "index.faiss"
@@ -111,7 +114,7 @@ def new_generation(path: Path) -> Iterator[Path]:
     is_new = not path.exists()
     durable.make_directory(path)
     try:
-        with durable.locked(path):
+        with _building(path):
             previous = current_generation(path)
             name = f"g{int(previous[1:]) + 1 if previous else 1:06d}"
             shutil.rmtree(path / name, ignore_errors=True)  # left by a crash between rename and CURRENT
@@ -122,13 +125,24 @@ def new_generation(path: Path) -> Iterator[Path]:
             for entry in path.iterdir():
                 if entry.name != name and LEFTOVER.fullmatch(entry.name):
                     shutil.rmtree(entry, ignore_errors=True)
-    except BlockingIOError:
-        raise IndexFileError(f"another process is building an index in {path}; wait for it") from None
     except BaseException:
         if is_new:
             with suppress(OSError):
                 path.rmdir()
         raise
+
+
+@contextmanager
+def _building(path: Path) -> Iterator[None]:
+    """Keeps other builds out of an index; on a file system without locks it cannot."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(durable.locked(path))
+        except BlockingIOError:
+            raise IndexFileError(f"another process is building an index in {path}; wait for it") from None
+        except OSError:
+            log.warning("%s is on a file system without locks: let only one build at a time write there", path)
+        yield
 
 
 def read_manifest(path: Path) -> tuple[str, IndexManifest]:
@@ -159,13 +173,23 @@ def read_manifest(path: Path) -> tuple[str, IndexManifest]:
 def open_index(path: Path, bundle: Bundle, threads: int) -> OpenIndex:
     """Opens the current generation and checks every file, and that the bundle's context encoder filled it.
 
+    When a build replaces the generation meanwhile, the new one is opened.
+
     Raises:
         IndexFileError: anything missing, changed or unreadable.
         MismatchError: another tower filled the index.
     """
-    generation, manifest = read_manifest(path)
-    check_towers(path, manifest, bundle)
-    directory = path / generation
+    while True:
+        generation, manifest = read_manifest(path)
+        check_towers(path, manifest, bundle)
+        try:
+            return _open_generation(path / generation, generation, manifest, threads)
+        except (IndexFileError, FileNotFoundError):
+            if current_generation(path) == generation:
+                raise
+
+
+def _open_generation(directory: Path, generation: str, manifest: IndexManifest, threads: int) -> OpenIndex:
     for name in (VECTORS, *FILES):
         expected, file = manifest.files.get(name), directory / name
         if not file.is_file():

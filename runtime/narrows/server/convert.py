@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from narrows.errors import InvalidRequestError
-from narrows.passages import Passage
+from narrows.errors import InvalidRequestError, ReplyTooLargeError
+from narrows.passages import Passage, Passages
 from narrows.settings import ServerSettings
 from narrows.tokenizer import TokenizedText
 from narrows.v1 import retrieval_pb2 as pb
@@ -20,6 +20,7 @@ DTYPES: dict[int, np.dtype[np.generic]] = {
     pb.DATA_TYPE_FLOAT16: np.dtype("<f2"),
 }
 MAX_SCORE = 1e38  # inner products beyond it overflow float32
+MESSAGE_BYTES = 32  # tags and lengths around one hit
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,10 @@ def checked_vectors(tensor: pb.Tensor, dim: int, max_norm: float) -> npt.NDArray
         )
     vectors = np.frombuffer(tensor.data, dtype=dtype).astype(np.float32).reshape(tensor.rows, dim)
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    bad = np.flatnonzero(~(norms * max(max_norm, 1.0) < MAX_SCORE))  # NaN fails too
+    bad = np.flatnonzero(~((norms > 0) & (norms * max(max_norm, 1.0) < MAX_SCORE)))  # NaN fails too
     if len(bad):
-        raise InvalidRequestError("it holds NaN, infinity or numbers too large for a score", f"{field}[{bad[0]}]")
+        message = "it is all zero, or holds NaN, infinity or numbers too large for a score"
+        raise InvalidRequestError(message, f"{field}[{bad[0]}]")
     return vectors
 
 
@@ -106,6 +108,30 @@ def passage_message(passage: Passage, view: int) -> pb.Passage:
     if view == pb.PASSAGE_VIEW_TITLE:
         return pb.Passage(id=passage.id, title=passage.title)
     return pb.Passage(id=passage.id, title=passage.title, text=passage.text)
+
+
+def passage_messages(passages: Passages, rows: npt.NDArray[np.int64], view: int) -> list[pb.Passage]:
+    """Looks rows up, as much of each as the view shows."""
+    with_text = view in (pb.PASSAGE_VIEW_UNSPECIFIED, pb.PASSAGE_VIEW_FULL)
+    return [passage_message(passage, view) for passage in passages.get(rows, with_text)]
+
+
+def passages_bytes(passages: Passages, rows: npt.NDArray[np.int64], view: int) -> int:
+    """Size of a reply with these rows, from the lengths of their strings; a little above the true one."""
+    strings = 1 if view == pb.PASSAGE_VIEW_ID else 2 if view == pb.PASSAGE_VIEW_TITLE else 3
+    return passages.size_bytes(rows, strings) + len(rows) * MESSAGE_BYTES
+
+
+def hit_lists(outcomes: Sequence[Outcome], passages: Passages, view: int) -> list[pb.HitList]:
+    """The hits of each question."""
+    lists = []
+    for outcome in outcomes:
+        assert outcome.rows is not None
+        assert outcome.scores is not None
+        found = passage_messages(passages, outcome.rows, view)
+        hits = [pb.Hit(passage=p, score=score) for p, score in zip(found, outcome.scores.tolist(), strict=True)]
+        lists.append(pb.HitList(hits=hits))
+    return lists
 
 
 def check_dtype(dtype: int) -> None:
@@ -138,7 +164,7 @@ def timings_message(outcomes: Iterable[Outcome], front: StageMs) -> pb.Timings:
 def check_reply_bytes(size: int, limits: ServerSettings, advice: str) -> None:
     """Refuses a reply that a client would refuse."""
     if size > limits.max_reply_bytes:
-        raise InvalidRequestError(
+        raise ReplyTooLargeError(
             f"the reply would have {size} bytes; at most {limits.max_reply_bytes} are sent. {advice}"
         )
 

@@ -11,16 +11,19 @@ from narrows.errors import (
     NarrowsError,
     NotFoundError,
     OverloadedError,
+    ReplyTooLargeError,
     ServerError,
     UnavailableError,
 )
 
 log = logging.getLogger(__name__)
 
+MAX_MESSAGE_CHARS = 1000  # gRPC refuses to send metadata over 8 KiB
 REASON, FIELD, PUSHBACK = "narrows-reason", "narrows-field", "grpc-retry-pushback-ms"
 
 CODES: dict[type[NarrowsError], tuple[grpc.StatusCode, str]] = {
     InvalidRequestError: (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
+    ReplyTooLargeError: (grpc.StatusCode.INVALID_ARGUMENT, "REPLY_TOO_LARGE"),
     NotFoundError: (grpc.StatusCode.NOT_FOUND, "UNKNOWN_CORPUS"),
     MismatchError: (grpc.StatusCode.FAILED_PRECONDITION, "OTHER_BUNDLE"),
     OverloadedError: (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
@@ -41,4 +44,4 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str, tuple[tuple[str, 
         trailers.append((FIELD, error.field))
     if isinstance(error, OverloadedError):
         trailers.append((PUSHBACK, str(error.retry_after_ms)))
-    return code, str(error), tuple(trailers)
+    return code, str(error)[:MAX_MESSAGE_CHARS], tuple(trailers)

@@ -3,7 +3,8 @@
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -13,22 +14,23 @@ import numpy as np
 import narrows
 from narrows.errors import InvalidRequestError
 from narrows.index.store import OpenIndex
-from narrows.passages import Passages
 from narrows.server import convert
 from narrows.server.application import Application
 from narrows.server.convert import StageMs
 from narrows.server.dispatch import Dispatcher
 from narrows.server.errors import status_of
+from narrows.server.texts import Texts
 from narrows.tokenizer import TokenizedText
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
 from narrows.work import Lane, Outcome
 
-# Texts up to this size are tokenized on the event loop: handing them to a thread would take longer.
-INLINE_TOKENIZE_CHARS = 4096
+# Up to so many passages are looked up on the event loop: handing them to a thread would take longer.
+INLINE_PASSAGES = 200
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
+T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[["RetrievalServicer", Request, Context], Awaitable[Reply]]
 
@@ -38,10 +40,11 @@ def _rpc(method: Method[Request, Reply]) -> Method[Request, Reply]:
 
     @functools.wraps(method)
     async def wrapped(self: "RetrievalServicer", request: Request, context: Context) -> Reply:
-        try:
-            return await method(self, request, context)
-        except Exception as error:
-            code, message, trailers = status_of(error)
+        with self.answering():
+            try:
+                return await method(self, request, context)
+            except Exception as error:
+                code, message, trailers = status_of(error)
         await context.abort(code, message, trailers)
         raise AssertionError("abort raises")
 
@@ -54,6 +57,26 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
     def __init__(self, application: Application, dispatcher: Dispatcher) -> None:
         self._app = application
         self._dispatcher = dispatcher
+        self._texts = Texts(application.towers["questions"].tokenizer, application.towers["passages"].tokenizer)
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Returns when no call is being answered."""
+        await self._idle.wait()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Counts a call as active."""
+        self._active += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if self._active == 0:
+                self._idle.set()
 
     @_rpc
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
@@ -73,12 +96,13 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             vectors = convert.checked_vectors(tensor, index.vectors.dim, index.vectors.max_norm)
             outcomes = await self._dispatcher.search(app.engine, vectors, self._deadline_s(context), k)
             truncated, front = [], StageMs()
-        results, fetch_ms = _hit_lists(outcomes, index.passages, request.view)
-        front = StageMs(front.tokenize_ms, fetch_ms)
-        reply = pb.SearchResponse(results=results, served=self._served(outcomes, front, index), truncated=truncated)
+        started_s = time.monotonic()
+        rows = np.concatenate([outcome.rows for outcome in outcomes if outcome.rows is not None])
         advice = f"{len(outcomes)} questions x k {k}: ask for fewer of either, or for less of each passage (view)"
-        convert.check_reply_bytes(reply.ByteSize(), app.settings, advice)
-        return reply
+        convert.check_reply_bytes(convert.passages_bytes(index.passages, rows, request.view), app.settings, advice)
+        results = await _off_loop(len(rows), convert.hit_lists, outcomes, index.passages, request.view)
+        front = StageMs(front.tokenize_ms, (time.monotonic() - started_s) * 1e3)
+        return pb.SearchResponse(results=results, served=self._served(outcomes, front, index), truncated=truncated)
 
     @_rpc
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
@@ -116,16 +140,17 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         index = self._app.corpus(request.corpus)
         convert.check_view(request.view)
         convert.check_count(len(request.ids), self._app.settings.max_ids, "ids", "ids")
-        rows = {passage_id: index.passages.find(passage_id) for passage_id in request.ids}
-        found = index.passages.get([row for row in map(rows.__getitem__, request.ids) if row is not None])
+        rows = await _off_loop(len(request.ids), lambda: [index.passages.find(wanted) for wanted in request.ids])
+        found = np.array([row for row in rows if row is not None], dtype=np.int64)
+        size = convert.passages_bytes(index.passages, found, request.view)
+        convert.check_reply_bytes(size, self._app.settings, "Ask for fewer ids in one call")
+        messages = await _off_loop(len(found), convert.passage_messages, index.passages, found, request.view)
         front = StageMs(fetch_ms=(time.monotonic() - started_s) * 1e3)
-        reply = pb.GetPassagesResponse(
-            passages=[convert.passage_message(passage, request.view) for passage in found],
-            missing_ids=[passage_id for passage_id in request.ids if rows[passage_id] is None],
+        return pb.GetPassagesResponse(
+            passages=messages,
+            missing_ids=[wanted for wanted, row in zip(request.ids, rows, strict=True) if row is None],
             served=self._served([], front, index),
         )
-        convert.check_reply_bytes(reply.ByteSize(), self._app.settings, "Ask for fewer ids in one call")
-        return reply
 
     @_rpc
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
@@ -142,7 +167,9 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
             pb.TokenList(ids=text.ids.tolist(), tokens=tokenizer.tokens(text.ids), truncated=text.truncated)
             for tokenizer, text in zip(tokenizers, texts, strict=True)
         ]
-        return pb.TokenizeResponse(results=results, served=self._served([], front))
+        reply = pb.TokenizeResponse(results=results, served=self._served([], front))
+        convert.check_reply_bytes(reply.ByteSize(), limits, "Send fewer or shorter texts in one call")
+        return reply
 
     @_rpc
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
@@ -182,16 +209,9 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
     async def _tokenize(
         self, questions: Sequence[str], pairs: Sequence[tuple[str, str]]
     ) -> tuple[list[TokenizedText], StageMs]:
-        """Tokenizes questions, then passages; long ones on a thread, so that the event loop goes on."""
+        """Tokenizes questions, then passages, and tells how long it took."""
         started_s = time.monotonic()
-        towers = self._app.towers
-
-        def run() -> list[TokenizedText]:
-            texts = towers["questions"].tokenizer.questions(questions) if questions else []
-            return texts + (towers["passages"].tokenizer.passages(pairs) if pairs else [])
-
-        chars = sum(map(len, questions)) + sum(len(title) + len(text) for title, text in pairs)
-        texts = run() if chars <= INLINE_TOKENIZE_CHARS else await asyncio.to_thread(run)
+        texts = await self._texts.tokenize(questions, pairs)
         return texts, StageMs(tokenize_ms=(time.monotonic() - started_s) * 1e3)
 
     async def _search_texts(
@@ -233,18 +253,6 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         )
 
 
-def _hit_lists(outcomes: Sequence[Outcome], passages: Passages, view: int) -> tuple[list[pb.HitList], float]:
-    """The hits of each question, and the milliseconds it took to fetch their passages."""
-    started_s = time.monotonic()
-    with_text = view in (pb.PASSAGE_VIEW_UNSPECIFIED, pb.PASSAGE_VIEW_FULL)
-    lists = []
-    for outcome in outcomes:
-        assert outcome.rows is not None
-        assert outcome.scores is not None
-        found = passages.get(outcome.rows, with_text)
-        hits = [
-            pb.Hit(passage=convert.passage_message(passage, view), score=score)
-            for passage, score in zip(found, outcome.scores.tolist(), strict=True)
-        ]
-        lists.append(pb.HitList(hits=hits))
-    return lists, (time.monotonic() - started_s) * 1e3
+async def _off_loop(passages: int, run: Callable[..., T], *arguments: object) -> T:
+    """Runs a look-up of so many passages: few at once, many on a thread, so that the event loop goes on."""
+    return run(*arguments) if passages <= INLINE_PASSAGES else await asyncio.to_thread(run, *arguments)

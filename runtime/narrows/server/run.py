@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from narrows.errors import SettingsError
 from narrows.server import application
+from narrows.server.application import Application
 from narrows.server.dispatch import Dispatcher
 from narrows.server.retrieval import RetrievalServicer
 from narrows.settings import ServerSettings
@@ -33,36 +35,44 @@ def serve(settings: ServerSettings, ready: Callable[[str], None]) -> None:
         SettingsError: the address cannot be listened on.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    asyncio.run(_serve(settings, ready))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread: the other cores are the encoder's
+    with asyncio.Runner() as runner:
+        # Loaded before the loop runs, so that a signal ends the process at once while there is nothing to drain.
+        dispatcher = Dispatcher(runner.get_loop())
+        app = application.load(settings, dispatcher.deliver)
+        try:
+            runner.run(_serve(app, dispatcher, ready))
+        finally:
+            app.engine.close()
+    log.info("stopped")
 
 
-async def _serve(settings: ServerSettings, ready: Callable[[str], None]) -> None:
-    loop = asyncio.get_running_loop()
+async def _serve(app: Application, dispatcher: Dispatcher, ready: Callable[[str], None]) -> None:
+    settings = app.settings
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    dispatcher = Dispatcher(loop)
-    app = await asyncio.to_thread(application.load, settings, dispatcher.deliver)
-    try:
-        server = grpc.aio.server(options=_options(settings))
-        retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(RetrievalServicer(app, dispatcher), server)
-        health = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-        address = _bind(server, settings.listen)
-        await server.start()
-        for name in ("", SERVICE):
-            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        log.info("serving on %s", address)
-        ready(address)
-        await stop.wait()
-        log.info("draining for at most %.1f s", settings.drain_ms / 1e3)
-        await health.enter_graceful_shutdown()
-        await server.stop(settings.drain_ms / 1e3)
-    finally:
-        await asyncio.to_thread(app.engine.close)
-    log.info("stopped")
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = grpc.aio.server(options=_options(settings))
+    retrieval = RetrievalServicer(app, dispatcher)
+    retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(retrieval, server)
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    address = _bind(server, settings.listen)
+    await server.start()
+    for name in ("", SERVICE):
+        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    log.info("serving on %s", address)
+    ready(address)
+    await stop.wait()
+    log.info("draining for at most %.1f s", settings.drain_ms / 1e3)
+    await health.enter_graceful_shutdown()
+    draining = asyncio.create_task(server.stop(settings.drain_ms / 1e3))  # takes no new calls from here on
+    idle = asyncio.create_task(retrieval.idle())
+    await asyncio.wait([draining, idle], return_when=asyncio.FIRST_COMPLETED)
+    idle.cancel()
+    await server.stop(0)  # what is left, such as a watch of the health service, would go on for ever
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, int]]:
@@ -75,13 +85,10 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:
-    host, colon, port = listen.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise SettingsError(f"--listen must be HOST:PORT, such as 127.0.0.1:50051, not {listen!r}")
     try:
         bound = server.add_insecure_port(listen)
     except RuntimeError:
         bound = 0
     if bound == 0:
         raise SettingsError(f"cannot listen on {listen}: is the port in use, or the host name wrong?")
-    return f"{host}:{bound}"
+    return f"{listen.rpartition(':')[0]}:{bound}"

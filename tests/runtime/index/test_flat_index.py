@@ -71,6 +71,15 @@ def same(one: SearchHits, other: SearchHits) -> bool:
 # --- exactness
 
 
+def test_thousands_of_identical_vectors_at_the_cut(tmp_path: Path) -> None:
+    random = np.random.default_rng(11)
+    vectors = random.standard_normal((20_000, 8)).astype(np.float32)
+    vectors[random.choice(20_000, 9000, replace=False)] = vectors[0]  # more than fetched candidates may be
+    case = make(tmp_path, vectors)
+    for query in (vectors[:1], np.zeros((1, 8), dtype=np.float32), np.full((1, 8), 1e-45, dtype=np.float32)):
+        assert_exact(case, query, 30)
+
+
 @pytest.mark.parametrize("dim", [1, 7, 64, 384])
 @pytest.mark.parametrize("unit", [False, True])
 def test_random_vectors(tmp_path: Path, dim: int, unit: bool) -> None:
