@@ -33,8 +33,8 @@ DPR_CLASSES: dict[Role, tuple[str, type[PreTrainedModel]]] = {
     "question_encoder": ("question_encoder.", DPRQuestionEncoder),
     "context_encoder": ("ctx_encoder.", DPRContextEncoder),
 }
-# Published files carry these, and no tower reads them: the pooler behind CLS, and a buffer of 0..511.
-UNUSED_SUFFIXES = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
+# Published files carry these of BERT, and no tower reads them: the pooler behind CLS, and a buffer of 0..511.
+UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _dpr_tower(
         raise CheckpointError(f"{files.name} was given as the {wanted}, but its {files.weights.name} holds {what}")
     model = _empty_model(DPRConfig, model_class, files)
     config = model.config
-    _fill(model, tensors, files.weights)
+    _fill(model, tensors, f"{prefix}bert_model.", files.weights)
     return TorchTower(
         model=model.float().eval(),
         output="pooler_output",
@@ -139,7 +139,7 @@ def _sentence_tower(files: CheckpointFiles, tensors: dict[str, torch.Tensor], ma
     model = _empty_model(BertConfig, SentenceTower, files)
     config = model.config
     named = {name if name.startswith("bert.") else f"bert.{name}": tensor for name, tensor in tensors.items()}
-    _fill(model, named, files.weights)
+    _fill(model, named, "bert.", files.weights)
     limit = _sentence_limit(config.max_position_embeddings, files)
     return TorchTower(
         model=model.float().eval(),
@@ -175,6 +175,8 @@ def _check_modules(files: CheckpointFiles) -> None:
     active = sorted(key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True)
     if "pooling_mode" in pooling:  # as newer sentence-transformers write it
         active = pooling["pooling_mode"]
+    if files.json("config_sentence_transformers.json").get("default_prompt_name"):
+        raise CheckpointError(f"{files.name}: it puts a default prompt before every text; that is not supported")
     if active not in (["pooling_mode_mean_tokens"], "mean"):
         raise CheckpointError(f"{files.name}: its pooling is {active}; only mean pooling is supported")
 
@@ -192,10 +194,12 @@ def _empty_model(
         raise CheckpointError(f"{file} does not describe a BERT that can be built: {error!r}") from None
 
 
-def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], file: Path) -> None:
-    used = {name: tensor for name, tensor in tensors.items() if not name.endswith(UNUSED_SUFFIXES)}
+def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], bert: str, file: Path) -> None:
+    """Loads weights; `bert` is the prefix of BERT's own ones."""
+    unused = {bert + name for name in UNUSED}
+    used = {name: tensor for name, tensor in tensors.items() if name not in unused}
     expected = model.state_dict()
-    missing = sorted(set(expected) - set(used) - {name for name in expected if name.endswith(UNUSED_SUFFIXES)})
+    missing = sorted(set(expected) - set(used))
     unexpected = sorted(set(used) - set(expected))
     if missing or unexpected:
         raise CheckpointError(
@@ -208,7 +212,7 @@ def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], file: Path) 
             f"{file}: {name} has shape {tuple(used[name].shape)}, "
             f"but config.json asks for {tuple(expected[name].shape)}"
         )
-    model.load_state_dict({name: tensor.float() for name, tensor in used.items()}, strict=False)
+    model.load_state_dict({name: tensor.float() for name, tensor in used.items()}, strict=True)
 
 
 def _canonical(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -216,8 +220,6 @@ def _canonical(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     strip = ("question_encoder.", "ctx_encoder.", "bert_model.", "bert.")
     canonical = {}
     for name, tensor in model.state_dict().items():
-        if name.endswith(UNUSED_SUFFIXES):
-            continue
         for prefix in strip:
             name = name.removeprefix(prefix)
         canonical[name] = tensor

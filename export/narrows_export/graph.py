@@ -1,7 +1,7 @@
 """PyTorch tower -> optimized ONNX graph, with the fusions of its recipe asserted.
 
-optimum's TorchScript exporter with eager attention, then ONNX Runtime's transformer optimizer: any other exporter or
-attention leaves Attention unfused without a word, so the counts are checked. Segment ids are no input: BERT fills in
+optimum's TorchScript exporter with eager attention, then ONNX Runtime's transformer optimizer. What the optimizer does
+not recognize it leaves unfused without a word, so the counts are checked. Segment ids are no input: BERT fills in
 zeros, which become a constant of the graph.
 """
 

@@ -14,9 +14,11 @@ Kind = Literal["dpr", "sentence-transformers"]
 
 # In the order of preference; everything else in a repository (TensorFlow twins, Flax, ONNX) is left alone.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+MODULES = "modules.json"  # only a sentence-transformers directory has it
 CONFIG_FILES = (
     "config.json",
-    "modules.json",
+    "config_sentence_transformers.json",
+    MODULES,
     "sentence_bert_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
@@ -66,8 +68,8 @@ class CheckpointFiles:
 
     @property
     def kind(self) -> Kind:
-        """A sentence-transformers directory has modules.json."""
-        return "sentence-transformers" if (self.directory / "modules.json").is_file() else "dpr"
+        """Told by modules.json."""
+        return "sentence-transformers" if (self.directory / MODULES).is_file() else "dpr"
 
 
 def resolve(source: str, revision: str | None = None) -> CheckpointFiles:
@@ -103,7 +105,8 @@ def _from_hub(repository: str, revision: str | None) -> CheckpointFiles:
         if weights is None:
             raise CheckpointError(f"hub repository {repository} holds no weights: expected {' or '.join(WEIGHT_FILES)}")
         wanted = [name for name in CONFIG_FILES if name in present] + [weights]
-        wanted += sorted(name for name in present if name.endswith("/config.json"))  # sentence-transformers modules
+        if MODULES in present:
+            wanted += sorted(name for name in present if name.endswith("_Pooling/config.json"))
         paths = {name: Path(hf_hub_download(repository, name, revision=info.sha)) for name in wanted}
     except HFValidationError:
         raise CheckpointError(

@@ -390,6 +390,13 @@ def test_other_modules_are_refused(sentence_model: Path, kinds: list[str]):
     assert f"its modules are {kinds}; supported is Transformer, Pooling, Normalize" in message
 
 
+def test_a_default_prompt_is_refused(sentence_model: Path):
+    (sentence_model / "config_sentence_transformers.json").write_text(json.dumps({"default_prompt_name": None}))
+    load(sentence_model)
+    (sentence_model / "config_sentence_transformers.json").write_text(json.dumps({"default_prompt_name": "query"}))
+    assert "default prompt" in refusal(sentence_model)
+
+
 @pytest.mark.parametrize("content", ["{", "null", '{"0": "Transformer"}', '[{"path": ""}]'])
 def test_a_damaged_list_of_modules_is_refused(sentence_model: Path, content: str):
     (sentence_model / "modules.json").write_text(content)

@@ -218,7 +218,7 @@ def test_a_full_queue_refuses_the_whole_submission() -> None:
 
 def test_a_deadline_shorter_than_the_predicted_wait_is_refused_at_once(running: Running) -> None:
     hold(running)
-    running.engine.submit([text(2, 2, deadline_s=100.0012)])
+    running.engine.submit([text(2, 2, deadline_s=100.001)])
     assert running.inbox.wait(1)[2].refusal == "overloaded"
     running.engine.submit([text(3, 3, deadline_s=100.0001)])
     assert running.inbox.wait(2)[3].refusal == "expired", "too late even alone"
