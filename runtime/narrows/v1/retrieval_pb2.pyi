@@ -5,7 +5,8 @@ The public contract of Narrows: questions in, passages out.
 
 Rules of this file: no imports, zero and empty mean "the default", ids are strings, embeddings are bytes,
 every RPC has its own request and response type. Errors are the gRPC status; its trailing metadata adds
-  narrows-reason            a constant such as INVALID_FIELD, OVERLOADED, DRAINING, DEADLINE_EXCEEDED
+  narrows-reason            a constant: INVALID_FIELD, REPLY_TOO_LARGE, UNKNOWN_CORPUS, OTHER_BUNDLE, OVERLOADED,
+                            DEADLINE_EXCEEDED, DRAINING, INTERNAL
   narrows-field             the request field at fault, such as questions[3] (INVALID_ARGUMENT only)
   grpc-retry-pushback-ms    when to try again (OVERLOADED only; gRPC's own retry obeys it)
 """
@@ -205,7 +206,7 @@ class Timings(google.protobuf.message.Message):
     BATCH_SIZE_FIELD_NUMBER: builtins.int
     tokenize_ms: builtins.float
     queue_ms: builtins.float
-    """Waiting for the encoder and for the index."""
+    """Waiting for the encoder and for the index, together."""
     encode_ms: builtins.float
     search_ms: builtins.float
     fetch_ms: builtins.float
