@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import CLASSES
-from conftest import Pair
+from checkpoints import CLASSES, Pair
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 

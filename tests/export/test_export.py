@@ -10,8 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from checkpoints import HIDDEN, LAYERS, write_dpr
-from conftest import Pair
+from checkpoints import HIDDEN, LAYERS, Pair, write_dpr
 from transformers import DPRQuestionEncoder
 
 import narrows

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from checkpoints import CLASSES, write_dpr
-from conftest import Pair
+from checkpoints import CLASSES, Pair, write_dpr
 from safetensors.torch import load_file
 from transformers import (
     BatchEncoding,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Pair
+from checkpoints import Pair
 
 from narrows import durable
 from narrows.bundle import open_bundle

@@ -33,7 +33,7 @@ from narrows_export import corpus
 from narrows_export.export import ExportRequest, export_bundle
 
 if TYPE_CHECKING:
-    from conftest import Pair
+    from checkpoints import Pair
 
 FILES_OF_A_GENERATION = ("index.faiss", *FILES)
 SOME = [Passage(f"id-{n}", f"Title {n}", f"passage number {n} of some") for n in range(5)]
