@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 SERVICE = retrieval_pb2.DESCRIPTOR.services_by_name["RetrievalService"].full_name
 SWITCH_INTERVAL_S = 0.0005  # the engine's threads hand the GIL to the event loop 10 times sooner than by default
 MESSAGE_OVERHEAD_BYTES = 65_536
+FLUSH_S = 0.5
 
 
 def serve(settings: ServerSettings, ready: Callable[[str], None]) -> None:
@@ -72,7 +73,7 @@ async def _serve(app: Application, dispatcher: Dispatcher, ready: Callable[[str]
     idle = asyncio.create_task(retrieval.idle())
     await asyncio.wait([draining, idle], return_when=asyncio.FIRST_COMPLETED)
     idle.cancel()
-    await server.stop(0)  # what is left, such as a watch of the health service, would go on for ever
+    await server.stop(FLUSH_S)  # the last replies leave; a watch of the health service would go on for ever
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, int]]:
