@@ -13,6 +13,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from narrows.errors import SettingsError
+from narrows.passage_files import MAX_ID_BYTES
 from narrows.server import application
 from narrows.server.application import Application
 from narrows.server.dispatch import Dispatcher
@@ -77,9 +78,9 @@ async def _serve(app: Application, dispatcher: Dispatcher, ready: Callable[[str]
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, int]]:
-    texts_bytes = settings.max_items * settings.max_text_bytes + MESSAGE_OVERHEAD_BYTES
+    largest = max(settings.max_items * settings.max_text_bytes, settings.max_ids * MAX_ID_BYTES)
     return [
-        ("grpc.max_receive_message_length", min(texts_bytes, 2**31 - 1)),
+        ("grpc.max_receive_message_length", min(largest + MESSAGE_OVERHEAD_BYTES, 2**31 - 1)),
         ("grpc.max_send_message_length", settings.max_reply_bytes + MESSAGE_OVERHEAD_BYTES),
         ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a load balancer
     ]
