@@ -20,6 +20,7 @@ def run(request: ExportRequest, as_json: bool) -> int:
             bar.update()
 
         report = export_bundle(request, step)
+        bar.total = bar.n
         bar.set_description_str("done")
     if as_json:
         print(json.dumps(asdict(report)))

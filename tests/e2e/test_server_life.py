@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import socket
+import subprocess
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from checkpoints import Pair, write_dpr
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from server_process import ServerProcess, run_narrows, server
+from server_process import NARROWS, ServerProcess, environment, run_narrows, server
 
 from narrows import (
     Client,
@@ -111,6 +112,16 @@ def test_a_signal_drains_and_exits_0(small_bundle: Bundle, small_index: Path, nu
                     assert future.result() == len(pairs)
         with pytest.raises(UnavailableError):
             client.search(["rivers"], timeout_s=5.0)
+
+
+def test_a_signal_while_loading_ends_the_process_at_once(small_bundle: Bundle) -> None:
+    command = [*NARROWS, "serve", "--bundle", str(small_bundle.path), "--listen", "127.0.0.1:0"]
+    variables = environment(NARROWS_WARMUP_BUDGET_MS="600000")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables) as process:
+        assert process.stderr is not None
+        assert "loaded after" in process.stderr.readline()  # now it measures batches
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == -signal.SIGTERM
 
 
 def test_a_watch_of_the_health_does_not_hold_up_the_shutdown(small_bundle: Bundle) -> None:
