@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
-from narrows import durable
+from narrows import durable, manifests
 from narrows.errors import BundleError
 
 SCHEMA_VERSION = 1
@@ -145,7 +143,7 @@ def tower_files(tower: TowerManifest) -> dict[str, str]:
 
 def write_manifest(directory: Path, manifest: BundleManifest) -> None:
     """Writes the manifest into a bundle directory, durably."""
-    durable.write_file(directory / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    durable.write_file(directory / MANIFEST, manifests.encode(manifest))
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -174,13 +172,7 @@ def _read_manifest(path: Path) -> BundleManifest:
         raise BundleError(
             f"{path} is not a bundle ({error.strerror}: {MANIFEST}); make one with `narrows export`"
         ) from None
-    try:
-        version = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise BundleError(f"{file} has schema version {version}; this program reads {SCHEMA_VERSION}; export again")
-        manifest = msgspec.json.decode(data, type=BundleManifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{file} cannot be read: {error}; export the bundle again") from None
+    manifest = manifests.decode(data, BundleManifest, SCHEMA_VERSION, file, BundleError)
     if set(manifest.towers) != {"question_encoder", "context_encoder"}:
         raise BundleError(f"{file} must describe a question_encoder and a context_encoder")
     if len({tower.dim for tower in manifest.towers.values()}) != 1:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
-import msgspec
 import numpy as np
 
 import narrows
-from narrows import durable, passage_files
+from narrows import durable, manifests, passage_files
 from narrows.bundle import Bundle
 from narrows.costs import CostTable
 from narrows.encoder import Embeddings
@@ -121,7 +120,7 @@ def build_index(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bu
             source_sha256=source_sha256,
             files=files,
         )
-        (directory / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+        (directory / MANIFEST).write_bytes(manifests.encode(manifest))
     return BuildReport(
         index=str(request.out),
         generation=current_generation(request.out) or "",

@@ -16,9 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-from narrows import durable
+from narrows import durable, manifests
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, MismatchError
 from narrows.index.flat import FlatIndex
@@ -158,16 +156,11 @@ def read_manifest(path: Path) -> tuple[str, IndexManifest]:
     file = path / generation / MANIFEST
     try:
         data = file.read_bytes()
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise IndexFileError(f"{file} does not match {CURRENT}: it was changed or damaged; build the index again")
-        version = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise IndexFileError(
-                f"{file} has schema version {version}; this program reads {SCHEMA_VERSION}; build it again"
-            )
-        return generation, msgspec.json.decode(data, type=IndexManifest)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
         raise IndexFileError(f"{file} cannot be read: {error}; build the index again") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise IndexFileError(f"{file} does not match {CURRENT}: it was changed or damaged; build the index again")
+    return generation, manifests.decode(data, IndexManifest, SCHEMA_VERSION, file, IndexFileError)
 
 
 def open_index(path: Path, bundle: Bundle, threads: int) -> OpenIndex:
