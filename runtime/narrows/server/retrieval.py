@@ -107,7 +107,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
     @_rpc
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
         """Embeds questions with one tower and passages with the other."""
-        app, limits = self._app, self._app.settings
+        app, limits, deadline_s = self._app, self._app.settings, self._deadline_s(context)
         app.check_bundle(request.expected_bundle)
         convert.check_dtype(request.dtype)
         count = len(request.questions) + len(request.passages)
@@ -124,7 +124,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         truncated_passages = convert.check_lengths(
             passage_texts, request.on_too_long, app.towers["passages"].manifest.max_tokens, "passages"
         )
-        outcomes = await self._embed_both(question_texts, passage_texts, self._deadline_s(context))
+        outcomes = await self._embed_both(question_texts, passage_texts, deadline_s)
         embeddings = np.stack([outcome.embedding for outcome in outcomes if outcome.embedding is not None])
         return pb.EncodeResponse(
             embeddings=convert.tensor_message(embeddings, request.dtype),
