@@ -24,6 +24,8 @@ from narrows.work import Lane, Work
 
 T = TypeVar("T")
 
+ROUNDING = 1e-9
+DEAD_DEADLINES = 64  # so many, and one for each work that waits, may stay in the heap
 SHARE_WINDOW_MS = 10_000.0  # shares are those of about this much recent competition
 
 
@@ -103,19 +105,16 @@ class _Queue(Generic[T]):
             up = self.by_length[longer] if longer < len(self.by_length) else None
             if down is None and up is None:
                 break
-            if up is None or (down is not None and oldest.work.tokens - down[0] <= up[0] - oldest.work.tokens):
-                assert down is not None
-                (length, request_id), shorter = down, shorter - 1
-            else:
-                (length, request_id), longer = up, longer + 1
+            go_down = up is None or (down is not None and oldest.work.tokens - down[0] <= up[0] - oldest.work.tokens)
+            nearest = down if go_down else up
+            assert nearest is not None
+            length, request_id = nearest
+            shorter, longer = (shorter - 1, longer) if go_down else (shorter, longer + 1)
             padded = max(tokens, length)
             joined_ms = self.costs.ms(len(chosen) + 1, padded)
-            if joined_ms - predicted_ms > self.costs.ms(1, length):
+            if joined_ms - predicted_ms > self.costs.ms(1, length) * (1 + ROUNDING):
                 # Joining costs more than running alone, and the next ones on this side are further away still.
-                if length < tokens:
-                    shorter = -1
-                else:
-                    longer = len(self.by_length)
+                shorter, longer = (-1, longer) if go_down else (shorter, len(self.by_length))
                 continue
             chosen.append(request_id)
             tokens, predicted_ms = padded, joined_ms
@@ -155,6 +154,10 @@ class Scheduler(Generic[T]):
         """Queues admitted work."""
         self._queues[entry.work.lane].add(entry)
         heapq.heappush(self._deadlines, (entry.work.deadline_s, entry.work.request_id))
+        if len(self._deadlines) > 2 * len(self) + DEAD_DEADLINES:  # under load the queue may never be empty
+            waiting = (item.work for queue in self._queues.values() for item in queue.by_arrival.values())
+            self._deadlines = [(work.deadline_s, work.request_id) for work in waiting]
+            heapq.heapify(self._deadlines)
 
     def cancel(self, request_id: int) -> Entry[T] | None:
         """Takes work out of the queue; None if it is not there (any more)."""

@@ -1,5 +1,8 @@
 """The scheduler's rules, with time passed in as numbers."""
 
+import itertools
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -182,6 +185,27 @@ def test_expired_and_cancelled_work_never_runs() -> None:
     assert queue.drop_expired(8.0) == []
     assert len(queue) == 0
     assert queue.predicted_wait_ms("questions", 100.0) == 0.0
+
+
+def test_under_endless_load_with_far_deadlines_nothing_piles_up() -> None:
+    queue = scheduler()
+    ids = itertools.count()
+
+    def keep_busy(batches: int) -> None:
+        for _ in range(batches):
+            add(queue, *(work(next(ids)) for _ in range(8)))
+            assert len(next_ids(queue)) == 8
+
+    add(queue, work(next(ids)))
+    keep_busy(100)
+    tracemalloc.start()
+    try:
+        keep_busy(2000)
+        grown_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(queue) == 1
+    assert grown_bytes < 100_000, "16,000 works have come and gone"
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
