@@ -10,7 +10,6 @@ import functools
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +23,8 @@ from narrows import Client
 from narrows.bundle import open_bundle
 from narrows.towers import Tower, available_cores, load_towers
 from narrows_export import corpus
+from narrows_export.demo import running_server
 
-NARROWS = (sys.executable, "-c", "import sys; from narrows.cli.main import main; sys.exit(main())")
 ROUNDS = 5
 ALONE, LOADED, CLIENTS = 60, 240, 16
 
@@ -38,14 +37,8 @@ def main() -> int:
     options = parser.parse_args()
     bundle, index = options.work / "minilm.bundle", options.work / "demo.index"
     tower = load_towers(open_bundle(bundle), "fp32", available_cores(), ["question_encoder"])["question_encoder"]
-    command = [*NARROWS, "serve", "--bundle", str(bundle), "--index", str(index), "--listen", "127.0.0.1:0"]
-    with subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
-        try:
-            assert process.stdout is not None
-            address = process.stdout.readline().split()[-1]
-            rounds = [_round(tower, address) for _ in range(ROUNDS)]
-        finally:
-            process.terminate()
+    with running_server(bundle, index) as address:
+        rounds = [_round(tower, address) for _ in range(ROUNDS)]
     results = {name: _median_and_range([found[name] for found in rounds]) for name in rounds[0]}
     for name, (median, low, high) in results.items():
         print(f"{name:<42}{median:>10.2f}   ({low:.2f} to {high:.2f})")

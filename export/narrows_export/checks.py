@@ -1,13 +1,14 @@
 """What an exported tower must show before its bundle is written: parity, and that the pair is a pair."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from narrows.bundle import PairCheck, Role
+from narrows.costs import best_ms
 from narrows.encoder import Embeddings, Encoder, Golden, pad_right
 from narrows.errors import ExportError
 from narrows.tokenizer import TokenIds, TowerTokenizer
@@ -20,6 +21,7 @@ PAIRS = 64
 PAIRS_NEEDED = 16
 BATCH_SIZES = (1, 8)
 SPEED_BATCH = 16
+RUNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +81,13 @@ def parity(tower: TorchTower, encoder: Encoder, texts: Sequence[TokenIds], pad_i
     return Parity(
         max_abs_error=worst,
         texts=len(texts),
-        torch_question_ms=_best_ms(lambda: run_torch(tower, by_length[:1], pad_id)),
-        onnx_question_ms=_best_ms(lambda: encoder.encode(by_length[:1])),
-        torch_texts_per_s=1e3 * len(by_length) / _best_ms(lambda: run_torch(tower, by_length, pad_id)),
-        onnx_texts_per_s=1e3 * len(by_length) / _best_ms(lambda: encoder.encode(by_length)),
+        torch_question_ms=best_ms(lambda: run_torch(tower, by_length[:1], pad_id), RUNS, time.perf_counter),
+        onnx_question_ms=best_ms(lambda: encoder.encode(by_length[:1]), RUNS, time.perf_counter),
+        torch_texts_per_s=1e3
+        * len(by_length)
+        / best_ms(lambda: run_torch(tower, by_length, pad_id), RUNS, time.perf_counter),
+        onnx_texts_per_s=1e3 * len(by_length) / best_ms(lambda: encoder.encode(by_length), RUNS, time.perf_counter),
     )
-
-
-def _best_ms(run: Callable[[], object]) -> float:
-    """The shortest of three runs."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds) * 1e3
 
 
 def golden(encoder: Encoder, tokenizer: TowerTokenizer) -> Golden:

@@ -8,17 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from narrows import passage_files
+from narrows.passages import Passage
+
 DIRECTORY = Path(__file__).parent / "data"
 LANGUAGES: tuple[Literal["en", "es"], ...] = ("en", "es")
-
-
-@dataclass(frozen=True, slots=True)
-class DemoPassage:
-    """One passage."""
-
-    id: str
-    title: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +30,9 @@ def passages_file(language: str) -> Path:
     return DIRECTORY / f"passages.{language}.jsonl"
 
 
-def passages(language: str) -> list[DemoPassage]:
+def passages(language: str) -> list[Passage]:
     """The passages of one language: 300 in English (`en`), 100 in Spanish (`es`)."""
-    lines = passages_file(language).read_text("utf-8").splitlines()
-    return [DemoPassage(**json.loads(line)) for line in lines]
+    return [row.passage for row in passage_files.read(passages_file(language))]
 
 
 def questions(language: str) -> list[DemoQuestion]:

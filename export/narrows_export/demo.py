@@ -48,7 +48,8 @@ def main() -> int:
         _say('Serving; ask from another shell: .venv/bin/narrows search "who discovered penicillin?" -k 3')
         files = ("--bundle", str(bundle), "--index", str(index))
         os.execv(NARROWS[0], [*NARROWS, "serve", *files, "--listen", options.listen])  # noqa: S606  (our own command)
-    with _server(bundle, index) as address, Client(address) as client:
+    _say("Starting the server (narrows serve)")
+    with running_server(bundle, index) as address, Client(address) as client:
         _say(f"The server answers on {address}.")
         _show_answers(client)
         _show_accuracy(client)
@@ -98,9 +99,8 @@ def _index(bundle: Path, work: Path) -> Path:
 
 
 @contextmanager
-def _server(bundle: Path, index: Path) -> Iterator[str]:
+def running_server(bundle: Path, index: Path) -> Iterator[str]:
     """Starts `narrows serve` on a free port and yields its address; stops it with SIGTERM."""
-    _say("Starting the server (narrows serve)")
     command = [*NARROWS, "serve", "--bundle", str(bundle), "--index", str(index), "--listen", "127.0.0.1:0"]
     with subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:

@@ -3,7 +3,9 @@
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+RUNS = 2  # of each batch
 TOLERANCE = 0.03  # a batch this close to the best rate is as good: smaller batches keep latency low
 
 
@@ -86,12 +88,12 @@ def measure(
         # Later lengths keep their share of the budget.
         bucket_end = end - (end - clock()) * (1 - 1 / (len(lengths) - position))
         run(1, tokens)  # the first run allocates
-        sizes, times = [1], [_best_ms(run, 1, tokens, clock)]
+        sizes, times = [1], [best_ms(partial(run, 1, tokens), RUNS, clock)]
         fruitless = 0
         while sizes[-1] * 2 <= max_batch and fruitless < 2 and clock() < bucket_end:
             size = sizes[-1] * 2
             # Two halves can always run one after the other, so a whole never costs more than both: noise would say so.
-            ms = min(_best_ms(run, size, tokens, clock), 2 * times[-1])
+            ms = min(best_ms(partial(run, size, tokens), RUNS, clock), 2 * times[-1])
             best = max(n / t for n, t in zip(sizes, times, strict=True))
             fruitless = 0 if size / ms > best * (1 + TOLERANCE) else fruitless + 1
             sizes.append(size)
@@ -100,11 +102,11 @@ def measure(
     return CostTable(tuple(buckets))
 
 
-def _best_ms(run: Callable[[int, int], object], size: int, tokens: int, clock: Callable[[], float]) -> float:
-    """The shorter of two runs: noise only ever adds."""
+def best_ms(run: Callable[[], object], runs: int, clock: Callable[[], float]) -> float:
+    """Milliseconds of the shortest of some runs: noise only ever adds. At least a microsecond."""
     times = []
-    for _ in range(2):
+    for _ in range(runs):
         start = clock()
-        run(size, tokens)
+        run()
         times.append(clock() - start)
     return max(min(times) * 1e3, 1e-3)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 
 import narrows
 from narrows import durable, manifests, passage_files
@@ -167,9 +168,7 @@ def _estimate_s(passages: Passages, tower: Tower, costs: CostTable) -> float:
     return sum(costs.item_ms(len(text.ids)) for text in sample) / len(sample) * len(passages) / 1e3
 
 
-def _tokenize(
-    passages: Passages, tower: Tower, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]"
-) -> list[TokenizedText]:
+def _tokenize(passages: Passages, tower: Tower, rows: npt.NDArray[np.int64]) -> list[TokenizedText]:
     return tower.tokenizer.passages([(passage.title, passage.text) for passage in passages.get(rows)])
 
 

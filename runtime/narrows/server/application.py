@@ -28,7 +28,7 @@ SEARCH_WARMUP_BUDGET_MS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """The loaded parts. `close` ends the engine's threads."""
+    """The loaded parts. Closing `engine` ends its threads."""
 
     settings: ServerSettings
     bundle: Bundle

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from narrows.errors import InvalidRequestError, ReplyTooLargeError
-from narrows.passages import Passage, Passages
+from narrows.passages import Passages
 from narrows.settings import ServerSettings
 from narrows.tokenizer import TokenizedText
 from narrows.v1 import retrieval_pb2 as pb
@@ -18,6 +18,13 @@ DTYPES: dict[int, np.dtype[np.generic]] = {
     pb.DATA_TYPE_UNSPECIFIED: np.dtype("<f4"),
     pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     pb.DATA_TYPE_FLOAT16: np.dtype("<f2"),
+}
+# How many of a passage's strings (id, title, text) a view shows.
+STRINGS: dict[int, int] = {
+    pb.PASSAGE_VIEW_UNSPECIFIED: 3,
+    pb.PASSAGE_VIEW_ID: 1,
+    pb.PASSAGE_VIEW_TITLE: 2,
+    pb.PASSAGE_VIEW_FULL: 3,
 }
 MAX_SCORE = 1e38  # inner products beyond it overflow float32
 MESSAGE_BYTES = 32  # tags and lengths around one hit
@@ -97,29 +104,22 @@ def check_lengths(texts: Sequence[TokenizedText], on_too_long: int, max_tokens: 
 
 def check_view(view: int) -> None:
     """Refuses a number that is no PassageView."""
-    if view not in pb.PassageView.values():
+    if view not in STRINGS:
         raise InvalidRequestError(f"{view} is not a value of PassageView", "view")
-
-
-def passage_message(passage: Passage, view: int) -> pb.Passage:
-    """As much of a passage as the view shows."""
-    if view == pb.PASSAGE_VIEW_ID:
-        return pb.Passage(id=passage.id)
-    if view == pb.PASSAGE_VIEW_TITLE:
-        return pb.Passage(id=passage.id, title=passage.title)
-    return pb.Passage(id=passage.id, title=passage.title, text=passage.text)
 
 
 def passage_messages(passages: Passages, rows: npt.NDArray[np.int64], view: int) -> list[pb.Passage]:
     """Looks rows up, as much of each as the view shows."""
-    with_text = view in (pb.PASSAGE_VIEW_UNSPECIFIED, pb.PASSAGE_VIEW_FULL)
-    return [passage_message(passage, view) for passage in passages.get(rows, with_text)]
+    strings = STRINGS[view]
+    found = passages.get(rows, with_text=strings > 2)
+    if strings == 1:
+        return [pb.Passage(id=passage.id) for passage in found]
+    return [pb.Passage(id=passage.id, title=passage.title, text=passage.text) for passage in found]
 
 
 def passages_bytes(passages: Passages, rows: npt.NDArray[np.int64], view: int) -> int:
     """Size of a reply with these rows, from the lengths of their strings; a little above the true one."""
-    strings = 1 if view == pb.PASSAGE_VIEW_ID else 2 if view == pb.PASSAGE_VIEW_TITLE else 3
-    return passages.size_bytes(rows, strings) + len(rows) * MESSAGE_BYTES
+    return passages.size_bytes(rows, STRINGS[view]) + len(rows) * MESSAGE_BYTES
 
 
 def hit_lists(outcomes: Sequence[Outcome], passages: Passages, view: int) -> list[pb.HitList]:
