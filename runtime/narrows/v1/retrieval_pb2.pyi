@@ -238,6 +238,7 @@ class Served(google.protobuf.message.Message):
     GENERATION_FIELD_NUMBER: builtins.int
     VARIANT_FIELD_NUMBER: builtins.int
     TIMINGS_FIELD_NUMBER: builtins.int
+    PASSAGE_VARIANT_FIELD_NUMBER: builtins.int
     bundle: builtins.str
     """Name of the bundle of towers."""
     index: builtins.str
@@ -245,7 +246,9 @@ class Served(google.protobuf.message.Message):
     generation: builtins.str
     """The sealed version of the index."""
     variant: builtins.str
-    """Numeric variant of the towers, such as fp32."""
+    """Numeric variant of the question encoder, such as fp32."""
+    passage_variant: builtins.str
+    """Numeric variant of the context encoder; it is also the one that filled the index."""
     @property
     def timings(self) -> Global___Timings: ...
     def __init__(
@@ -256,9 +259,10 @@ class Served(google.protobuf.message.Message):
         generation: builtins.str = ...,
         variant: builtins.str = ...,
         timings: Global___Timings | None = ...,
+        passage_variant: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["timings", b"timings"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["bundle", b"bundle", "generation", b"generation", "index", b"index", "timings", b"timings", "variant", b"variant"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bundle", b"bundle", "generation", b"generation", "index", b"index", "passage_variant", b"passage_variant", "timings", b"timings", "variant", b"variant"]) -> None: ...
 
 Global___Served: typing_extensions.TypeAlias = Served
 
@@ -400,6 +404,139 @@ class EncodeResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["embeddings", b"embeddings", "served", b"served", "token_counts", b"token_counts", "truncated", b"truncated"]) -> None: ...
 
 Global___EncodeResponse: typing_extensions.TypeAlias = EncodeResponse
+
+@typing.final
+class ItemError(google.protobuf.message.Message):
+    """Why one request of a stream has no answer: what a unary call would say with its status and trailing metadata."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    FIELD_FIELD_NUMBER: builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: builtins.int
+    code: builtins.int
+    """The gRPC status code, such as 3 for INVALID_ARGUMENT."""
+    reason: builtins.str
+    """A constant, as in narrows-reason."""
+    message: builtins.str
+    field: builtins.str
+    """The request field at fault, such as questions[3]; empty where none is."""
+    retry_after_ms: builtins.int
+    """When to try again, for the reason OVERLOADED."""
+    def __init__(
+        self,
+        *,
+        code: builtins.int = ...,
+        reason: builtins.str = ...,
+        message: builtins.str = ...,
+        field: builtins.str = ...,
+        retry_after_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["code", b"code", "field", b"field", "message", b"message", "reason", b"reason", "retry_after_ms", b"retry_after_ms"]) -> None: ...
+
+Global___ItemError: typing_extensions.TypeAlias = ItemError
+
+@typing.final
+class SearchStreamRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    SEARCH_FIELD_NUMBER: builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Comes back with the answer. Choose it so that you can tell your requests apart; at most 512 UTF-8 bytes."""
+    timeout_ms: builtins.int
+    """The time that this request may take, from its arrival at the server; 0 means the server's default."""
+    @property
+    def search(self) -> Global___SearchRequest: ...
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        search: Global___SearchRequest | None = ...,
+        timeout_ms: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["search", b"search"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "search", b"search", "timeout_ms", b"timeout_ms"]) -> None: ...
+
+Global___SearchStreamRequest: typing_extensions.TypeAlias = SearchStreamRequest
+
+@typing.final
+class SearchStreamResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    @property
+    def result(self) -> Global___SearchResponse: ...
+    @property
+    def error(self) -> Global___ItemError: ...
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        result: Global___SearchResponse | None = ...,
+        error: Global___ItemError | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "outcome", b"outcome", "request_id", b"request_id", "result", b"result"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["result", "error"] | None: ...
+
+Global___SearchStreamResponse: typing_extensions.TypeAlias = SearchStreamResponse
+
+@typing.final
+class EncodeStreamRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    ENCODE_FIELD_NUMBER: builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Comes back with the answer. Choose it so that you can tell your requests apart; at most 512 UTF-8 bytes."""
+    timeout_ms: builtins.int
+    """The time that this request may take, from its arrival at the server; 0 means the server's default."""
+    @property
+    def encode(self) -> Global___EncodeRequest: ...
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        encode: Global___EncodeRequest | None = ...,
+        timeout_ms: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["encode", b"encode"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["encode", b"encode", "request_id", b"request_id", "timeout_ms", b"timeout_ms"]) -> None: ...
+
+Global___EncodeStreamRequest: typing_extensions.TypeAlias = EncodeStreamRequest
+
+@typing.final
+class EncodeStreamResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    @property
+    def result(self) -> Global___EncodeResponse: ...
+    @property
+    def error(self) -> Global___ItemError: ...
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        result: Global___EncodeResponse | None = ...,
+        error: Global___ItemError | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["error", b"error", "outcome", b"outcome", "result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "outcome", b"outcome", "request_id", b"request_id", "result", b"result"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["result", "error"] | None: ...
+
+Global___EncodeStreamResponse: typing_extensions.TypeAlias = EncodeStreamResponse
 
 @typing.final
 class GetPassagesRequest(google.protobuf.message.Message):
@@ -548,6 +685,7 @@ class Limits(google.protobuf.message.Message):
     MAX_REPLY_BYTES_FIELD_NUMBER: builtins.int
     MAX_IN_FLIGHT_FIELD_NUMBER: builtins.int
     MAX_IDS_FIELD_NUMBER: builtins.int
+    MAX_STREAM_IN_FLIGHT_FIELD_NUMBER: builtins.int
     max_items: builtins.int
     """Texts (questions and passages together) or embeddings in one call."""
     max_k: builtins.int
@@ -559,6 +697,10 @@ class Limits(google.protobuf.message.Message):
     """Texts that may wait in one lane of the queue."""
     max_ids: builtins.int
     """Ids in one GetPassages call."""
+    max_stream_in_flight: builtins.int
+    """Requests of one stream that are being answered at a time. The server reads no further until one is done, so a
+    client that sends more is held back by HTTP/2 flow control; it is not an error.
+    """
     def __init__(
         self,
         *,
@@ -568,8 +710,9 @@ class Limits(google.protobuf.message.Message):
         max_reply_bytes: builtins.int = ...,
         max_in_flight: builtins.int = ...,
         max_ids: builtins.int = ...,
+        max_stream_in_flight: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_ids", b"max_ids", "max_in_flight", b"max_in_flight", "max_items", b"max_items", "max_k", b"max_k", "max_reply_bytes", b"max_reply_bytes", "max_text_bytes", b"max_text_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_ids", b"max_ids", "max_in_flight", b"max_in_flight", "max_items", b"max_items", "max_k", b"max_k", "max_reply_bytes", b"max_reply_bytes", "max_stream_in_flight", b"max_stream_in_flight", "max_text_bytes", b"max_text_bytes"]) -> None: ...
 
 Global___Limits: typing_extensions.TypeAlias = Limits
 
@@ -581,17 +724,21 @@ class Tower(google.protobuf.message.Message):
 
     TOWER_ID_FIELD_NUMBER: builtins.int
     MAX_TOKENS_FIELD_NUMBER: builtins.int
+    TEXT_PRESET_FIELD_NUMBER: builtins.int
     tower_id: builtins.str
     """Hash of everything that decides this tower's embeddings."""
     max_tokens: builtins.int
     """Longest text it reads, in tokens."""
+    text_preset: builtins.str
+    """Rules that a text goes through before it is tokenized: hf, dpr-2020, dpr-head or haystack."""
     def __init__(
         self,
         *,
         tower_id: builtins.str = ...,
         max_tokens: builtins.int = ...,
+        text_preset: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_tokens", b"max_tokens", "tower_id", b"tower_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_tokens", b"max_tokens", "text_preset", b"text_preset", "tower_id", b"tower_id"]) -> None: ...
 
 Global___Tower: typing_extensions.TypeAlias = Tower
 

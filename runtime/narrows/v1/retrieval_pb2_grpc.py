@@ -40,10 +40,20 @@ class RetrievalServiceStub(object):
                 request_serializer=narrows_dot_v1_dot_retrieval__pb2.SearchRequest.SerializeToString,
                 response_deserializer=narrows_dot_v1_dot_retrieval__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.SearchStream = channel.stream_stream(
+                '/narrows.v1.RetrievalService/SearchStream',
+                request_serializer=narrows_dot_v1_dot_retrieval__pb2.SearchStreamRequest.SerializeToString,
+                response_deserializer=narrows_dot_v1_dot_retrieval__pb2.SearchStreamResponse.FromString,
+                _registered_method=True)
         self.Encode = channel.unary_unary(
                 '/narrows.v1.RetrievalService/Encode',
                 request_serializer=narrows_dot_v1_dot_retrieval__pb2.EncodeRequest.SerializeToString,
                 response_deserializer=narrows_dot_v1_dot_retrieval__pb2.EncodeResponse.FromString,
+                _registered_method=True)
+        self.EncodeStream = channel.stream_stream(
+                '/narrows.v1.RetrievalService/EncodeStream',
+                request_serializer=narrows_dot_v1_dot_retrieval__pb2.EncodeStreamRequest.SerializeToString,
+                response_deserializer=narrows_dot_v1_dot_retrieval__pb2.EncodeStreamResponse.FromString,
                 _registered_method=True)
         self.GetPassages = channel.unary_unary(
                 '/narrows.v1.RetrievalService/GetPassages',
@@ -74,8 +84,24 @@ class RetrievalServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchStream(self, request_iterator, context):
+        """Search for many requests over one stream: each is answered as soon as it is ready, in any order, named by its
+        request_id. A request that fails has an error as its answer and harms no other one. When the client half-closes,
+        everything outstanding is still answered. A gRPC deadline on the call covers the whole stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Encode(self, request, context):
         """Embeds questions, passages or both, without searching.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EncodeStream(self, request_iterator, context):
+        """Encode for many requests over one stream, by the rules of SearchStream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,10 +136,20 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
                     request_deserializer=narrows_dot_v1_dot_retrieval__pb2.SearchRequest.FromString,
                     response_serializer=narrows_dot_v1_dot_retrieval__pb2.SearchResponse.SerializeToString,
             ),
+            'SearchStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SearchStream,
+                    request_deserializer=narrows_dot_v1_dot_retrieval__pb2.SearchStreamRequest.FromString,
+                    response_serializer=narrows_dot_v1_dot_retrieval__pb2.SearchStreamResponse.SerializeToString,
+            ),
             'Encode': grpc.unary_unary_rpc_method_handler(
                     servicer.Encode,
                     request_deserializer=narrows_dot_v1_dot_retrieval__pb2.EncodeRequest.FromString,
                     response_serializer=narrows_dot_v1_dot_retrieval__pb2.EncodeResponse.SerializeToString,
+            ),
+            'EncodeStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.EncodeStream,
+                    request_deserializer=narrows_dot_v1_dot_retrieval__pb2.EncodeStreamRequest.FromString,
+                    response_serializer=narrows_dot_v1_dot_retrieval__pb2.EncodeStreamResponse.SerializeToString,
             ),
             'GetPassages': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPassages,
@@ -170,6 +206,33 @@ class RetrievalService(object):
             _registered_method=True)
 
     @staticmethod
+    def SearchStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/narrows.v1.RetrievalService/SearchStream',
+            narrows_dot_v1_dot_retrieval__pb2.SearchStreamRequest.SerializeToString,
+            narrows_dot_v1_dot_retrieval__pb2.SearchStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Encode(request,
             target,
             options=(),
@@ -186,6 +249,33 @@ class RetrievalService(object):
             '/narrows.v1.RetrievalService/Encode',
             narrows_dot_v1_dot_retrieval__pb2.EncodeRequest.SerializeToString,
             narrows_dot_v1_dot_retrieval__pb2.EncodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EncodeStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/narrows.v1.RetrievalService/EncodeStream',
+            narrows_dot_v1_dot_retrieval__pb2.EncodeStreamRequest.SerializeToString,
+            narrows_dot_v1_dot_retrieval__pb2.EncodeStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,22 @@ _RetrievalServiceSearchType = typing_extensions.TypeVar(
     ],
 )
 
+_RetrievalServiceSearchStreamType = typing_extensions.TypeVar(
+    '_RetrievalServiceSearchStreamType',
+    grpc.StreamStreamMultiCallable[
+        narrows.v1.retrieval_pb2.SearchStreamRequest,
+        narrows.v1.retrieval_pb2.SearchStreamResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        narrows.v1.retrieval_pb2.SearchStreamRequest,
+        narrows.v1.retrieval_pb2.SearchStreamResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        narrows.v1.retrieval_pb2.SearchStreamRequest,
+        narrows.v1.retrieval_pb2.SearchStreamResponse,
+    ],
+)
+
 _RetrievalServiceEncodeType = typing_extensions.TypeVar(
     '_RetrievalServiceEncodeType',
     grpc.UnaryUnaryMultiCallable[
@@ -62,6 +78,22 @@ _RetrievalServiceEncodeType = typing_extensions.TypeVar(
     default=grpc.UnaryUnaryMultiCallable[
         narrows.v1.retrieval_pb2.EncodeRequest,
         narrows.v1.retrieval_pb2.EncodeResponse,
+    ],
+)
+
+_RetrievalServiceEncodeStreamType = typing_extensions.TypeVar(
+    '_RetrievalServiceEncodeStreamType',
+    grpc.StreamStreamMultiCallable[
+        narrows.v1.retrieval_pb2.EncodeStreamRequest,
+        narrows.v1.retrieval_pb2.EncodeStreamResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        narrows.v1.retrieval_pb2.EncodeStreamRequest,
+        narrows.v1.retrieval_pb2.EncodeStreamResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        narrows.v1.retrieval_pb2.EncodeStreamRequest,
+        narrows.v1.retrieval_pb2.EncodeStreamResponse,
     ],
 )
 
@@ -113,7 +145,7 @@ _RetrievalServiceGetServerInfoType = typing_extensions.TypeVar(
     ],
 )
 
-class RetrievalServiceStub(typing.Generic[_RetrievalServiceSearchType, _RetrievalServiceEncodeType, _RetrievalServiceGetPassagesType, _RetrievalServiceTokenizeType, _RetrievalServiceGetServerInfoType]):
+class RetrievalServiceStub(typing.Generic[_RetrievalServiceSearchType, _RetrievalServiceSearchStreamType, _RetrievalServiceEncodeType, _RetrievalServiceEncodeStreamType, _RetrievalServiceGetPassagesType, _RetrievalServiceTokenizeType, _RetrievalServiceGetServerInfoType]):
     """Dense passage retrieval: encode questions, search an index, return passages."""
 
     @typing.overload
@@ -122,9 +154,17 @@ class RetrievalServiceStub(typing.Generic[_RetrievalServiceSearchType, _Retrieva
             narrows.v1.retrieval_pb2.SearchRequest,
             narrows.v1.retrieval_pb2.SearchResponse,
         ],
+        grpc.StreamStreamMultiCallable[
+            narrows.v1.retrieval_pb2.SearchStreamRequest,
+            narrows.v1.retrieval_pb2.SearchStreamResponse,
+        ],
         grpc.UnaryUnaryMultiCallable[
             narrows.v1.retrieval_pb2.EncodeRequest,
             narrows.v1.retrieval_pb2.EncodeResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            narrows.v1.retrieval_pb2.EncodeStreamRequest,
+            narrows.v1.retrieval_pb2.EncodeStreamResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             narrows.v1.retrieval_pb2.GetPassagesRequest,
@@ -146,9 +186,17 @@ class RetrievalServiceStub(typing.Generic[_RetrievalServiceSearchType, _Retrieva
             narrows.v1.retrieval_pb2.SearchRequest,
             narrows.v1.retrieval_pb2.SearchResponse,
         ],
+        grpc.aio.StreamStreamMultiCallable[
+            narrows.v1.retrieval_pb2.SearchStreamRequest,
+            narrows.v1.retrieval_pb2.SearchStreamResponse,
+        ],
         grpc.aio.UnaryUnaryMultiCallable[
             narrows.v1.retrieval_pb2.EncodeRequest,
             narrows.v1.retrieval_pb2.EncodeResponse,
+        ],
+        grpc.aio.StreamStreamMultiCallable[
+            narrows.v1.retrieval_pb2.EncodeStreamRequest,
+            narrows.v1.retrieval_pb2.EncodeStreamResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             narrows.v1.retrieval_pb2.GetPassagesRequest,
@@ -169,8 +217,17 @@ class RetrievalServiceStub(typing.Generic[_RetrievalServiceSearchType, _Retrieva
     is answered, or the call fails with a gRPC status.
     """
 
+    SearchStream: _RetrievalServiceSearchStreamType
+    """Search for many requests over one stream: each is answered as soon as it is ready, in any order, named by its
+    request_id. A request that fails has an error as its answer and harms no other one. When the client half-closes,
+    everything outstanding is still answered. A gRPC deadline on the call covers the whole stream.
+    """
+
     Encode: _RetrievalServiceEncodeType
     """Embeds questions, passages or both, without searching."""
+
+    EncodeStream: _RetrievalServiceEncodeStreamType
+    """Encode for many requests over one stream, by the rules of SearchStream."""
 
     GetPassages: _RetrievalServiceGetPassagesType
     """Looks passages up by id."""
@@ -186,9 +243,17 @@ RetrievalServiceAsyncStub: typing_extensions.TypeAlias = RetrievalServiceStub[
         narrows.v1.retrieval_pb2.SearchRequest,
         narrows.v1.retrieval_pb2.SearchResponse,
     ],
+    grpc.aio.StreamStreamMultiCallable[
+        narrows.v1.retrieval_pb2.SearchStreamRequest,
+        narrows.v1.retrieval_pb2.SearchStreamResponse,
+    ],
     grpc.aio.UnaryUnaryMultiCallable[
         narrows.v1.retrieval_pb2.EncodeRequest,
         narrows.v1.retrieval_pb2.EncodeResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        narrows.v1.retrieval_pb2.EncodeStreamRequest,
+        narrows.v1.retrieval_pb2.EncodeStreamResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         narrows.v1.retrieval_pb2.GetPassagesRequest,
@@ -218,12 +283,31 @@ class RetrievalServiceServicer(metaclass=abc.ABCMeta):
         """
 
     @abc.abstractmethod
+    def SearchStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[narrows.v1.retrieval_pb2.SearchStreamRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[narrows.v1.retrieval_pb2.SearchStreamResponse], collections.abc.AsyncIterator[narrows.v1.retrieval_pb2.SearchStreamResponse]]:
+        """Search for many requests over one stream: each is answered as soon as it is ready, in any order, named by its
+        request_id. A request that fails has an error as its answer and harms no other one. When the client half-closes,
+        everything outstanding is still answered. A gRPC deadline on the call covers the whole stream.
+        """
+
+    @abc.abstractmethod
     def Encode(
         self,
         request: narrows.v1.retrieval_pb2.EncodeRequest,
         context: _ServicerContext,
     ) -> typing.Union[narrows.v1.retrieval_pb2.EncodeResponse, collections.abc.Awaitable[narrows.v1.retrieval_pb2.EncodeResponse]]:
         """Embeds questions, passages or both, without searching."""
+
+    @abc.abstractmethod
+    def EncodeStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[narrows.v1.retrieval_pb2.EncodeStreamRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[narrows.v1.retrieval_pb2.EncodeStreamResponse], collections.abc.AsyncIterator[narrows.v1.retrieval_pb2.EncodeStreamResponse]]:
+        """Encode for many requests over one stream, by the rules of SearchStream."""
 
     @abc.abstractmethod
     def GetPassages(
