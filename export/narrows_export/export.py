@@ -13,6 +13,7 @@ from narrows.bundle import (
     PairCheck,
     Role,
     Source,
+    TextPreset,
     TowerManifest,
     Variant,
     write_manifest,
@@ -39,6 +40,7 @@ class ExportRequest:
     name: str
     revision: str | None = None
     max_tokens: int | None = None
+    text_preset: TextPreset = "hf"
     allow_unpaired: bool = False
 
 
@@ -91,7 +93,7 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
     if len(kinds) > 1:
         raise ExportError(f"the towers are of different kinds ({' and '.join(sorted(kinds))}); give two of one kind")
     with durable.new_directory(request.out) as directory:
-        exported = _export_towers(files, directory, request.max_tokens, step)
+        exported = _export_towers(files, directory, request, step)
         question, context = exported["question_encoder"], exported["context_encoder"]
         if question.manifest.dim != context.manifest.dim:
             raise ExportError(
@@ -114,21 +116,21 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
 
 
 def _export_towers(
-    files: dict[Role, CheckpointFiles], directory: Path, max_tokens: int | None, step: Step
+    files: dict[Role, CheckpointFiles], directory: Path, request: ExportRequest, step: Step
 ) -> dict[Role, _Exported]:
     question, context = files["question_encoder"], files["context_encoder"]
     if question.kind == "sentence-transformers" and question.directory.samefile(context.directory):
-        shared = _export_tower(question, "context_encoder", directory / "shared_encoder", max_tokens, step)
+        shared = _export_tower(question, "context_encoder", directory / "shared_encoder", request, step)
         return {"question_encoder": shared, "context_encoder": shared}
-    return {role: _export_tower(found, role, directory / role, max_tokens, step) for role, found in files.items()}
+    return {role: _export_tower(found, role, directory / role, request, step) for role, found in files.items()}
 
 
-def _export_tower(files: CheckpointFiles, role: Role, out: Path, max_tokens: int | None, step: Step) -> _Exported:
+def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: ExportRequest, step: Step) -> _Exported:
     label = out.name.replace("_", " ")
     step(f"{label}: reading weights")
     out.mkdir()
-    tower = checkpoint.load(files, role, max_tokens)
-    settings, vocab = vocabulary.read(files, "hf")
+    tower = checkpoint.load(files, role, request.max_tokens)
+    settings, vocab = vocabulary.read(files, request.text_preset)
     if len(vocab) > tower.model.config.vocab_size:
         raise ExportError(
             f"{files.name}: the vocabulary has {len(vocab)} tokens, the model {tower.model.config.vocab_size}"

@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 
 Pooling = Literal["cls", "mean"]
 Similarity = Literal["inner_product", "cosine"]
-TextPreset = Literal["hf"]
+TextPreset = Literal["hf", "dpr-2020", "dpr-head", "haystack"]
 Role = Literal["question_encoder", "context_encoder"]
 
 

@@ -1,7 +1,8 @@
 """Text -> token ids, as transformers 4.57 does it for BERT WordPiece vocabularies.
 
 The same code runs at export (parity, golden pairs), while an index is built, and in the server. A question is
-[CLS] question [SEP]; a passage is [CLS] title [SEP] text [SEP], cut from its longer part (`longest_first`).
+[CLS] question [SEP]; a passage is [CLS] title [SEP] text [SEP], cut from its longer part (`longest_first`). What
+happens to the texts before that is named by the tower's text preset (text_presets.py).
 Segment ids do not exist here: the graphs have zeros baked in (original DPR, biencoder.py).
 """
 
@@ -16,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from narrows.bundle import TokenizerSettings
 from narrows.errors import BundleError
+from narrows.text_presets import RULES
 
 TokenIds = npt.NDArray[np.int64]
 
@@ -79,6 +81,7 @@ class TowerTokenizer:
         self._cls: int = tokenizer.token_to_id(settings.cls_token)
         self._sep: int = tokenizer.token_to_id(settings.sep_token)
         self.pad_id: int = tokenizer.token_to_id(settings.pad_token)
+        self._rules = RULES[settings.text_preset]
         self.settings = settings
         self.max_tokens = max_tokens
 
@@ -96,14 +99,15 @@ class TowerTokenizer:
         return cls(tokenizer, settings, max_tokens)
 
     def questions(self, texts: Sequence[str]) -> list[TokenizedText]:
-        """Tokenizes questions; with the `hf` preset their text is left as it is."""
-        return [self._joined([ids]) for ids in self._word_pieces(texts)]
+        """Tokenizes questions, by the rules of the tower's text preset."""
+        return [self._joined([ids]) for ids in self._word_pieces([self._rules.question(text) for text in texts])]
 
     def passages(self, pairs: Sequence[tuple[str, str]]) -> list[TokenizedText]:
-        """Tokenizes (title, text) pairs; with the `hf` preset an empty title leaves the text alone."""
-        pieces = iter(self._word_pieces([text for pair in pairs for text in pair]))
+        """Tokenizes (title, text) pairs, by the rules of the tower's text preset."""
+        rules = self._rules
+        pieces = iter(self._word_pieces([part for title, text in pairs for part in (title, rules.text(text))]))
         return [
-            self._joined([title_ids, text_ids] if title else [text_ids])
+            self._joined([title_ids, text_ids] if title or rules.keeps_empty_title else [text_ids])
             for (title, _), title_ids, text_ids in zip(pairs, pieces, pieces, strict=True)
         ]
 

@@ -42,6 +42,13 @@ DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
         "--max-tokens", type=int, metavar="N", help="cut texts at N tokens (default: the checkpoint's; 256 for DPR)"
     )
     command.add_argument(
+        "--text-preset",
+        choices=("hf", "dpr-2020", "dpr-head", "haystack"),
+        default="hf",
+        help="what happens to texts before they are tokenized; it should be what the towers were trained with "
+        "(default: hf, texts as they are; docs/user.md describes each)",
+    )
+    command.add_argument(
         "--allow-unpaired", action="store_true", help="write the bundle even if the towers fail the pair check"
     )
     command.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
@@ -60,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
         name=options.name or options.out.resolve().stem,
         revision=options.revision,
         max_tokens=options.max_tokens,
+        text_preset=options.text_preset,
         allow_unpaired=options.allow_unpaired,
     )
     return report.run(request, options.json)
