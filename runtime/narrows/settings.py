@@ -31,6 +31,7 @@ class ServerSettings:
     max_k: int = 1000
     max_text_bytes: int = 16_384
     max_reply_bytes: int = 3_670_016  # 3.5 MiB: clients accept 4 MiB by default
+    max_stream_in_flight: int = 64
     max_queued_questions: int = 2048
     max_queued_passages: int = 512
     passages_min_share: float = 0.1
@@ -48,6 +49,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "max_k": (1, 1_000_000),
     "max_text_bytes": (1, 2**30),
     "max_reply_bytes": (1024, 2**30),
+    "max_stream_in_flight": (1, 100_000),
     "max_queued_questions": (1, 10_000_000),
     "max_queued_passages": (1, 10_000_000),
     "passages_min_share": (0.0, 0.9),

@@ -1,6 +1,7 @@
-"""The one table from Narrows' errors to gRPC: status code and reason."""
+"""The one table from Narrows' errors to gRPC: status code and reason, for calls and for the requests of a stream."""
 
 import logging
+from dataclasses import dataclass
 
 import grpc
 
@@ -15,6 +16,7 @@ from narrows.errors import (
     ServerError,
     UnavailableError,
 )
+from narrows.v1 import retrieval_pb2 as pb
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +35,46 @@ CODES: dict[type[NarrowsError], tuple[grpc.StatusCode, str]] = {
 }
 
 
-def status_of(error: Exception) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
-    """Returns code, message and trailing metadata. An unexpected error is INTERNAL; its details stay in the log."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a caller is told about an error: as the status of a call, or as the error of one request of a stream."""
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    field: str = ""
+    retry_after_ms: int | None = None
+
+    def trailers(self) -> tuple[tuple[str, str], ...]:
+        """The trailing metadata beside the status."""
+        found = [(REASON, self.reason)]
+        if self.field:
+            found.append((FIELD, self.field))
+        if self.retry_after_ms is not None:
+            found.append((PUSHBACK, str(self.retry_after_ms)))
+        return tuple(found)
+
+    def item_error(self) -> pb.ItemError:
+        """The same as a message."""
+        return pb.ItemError(
+            code=self.code.value[0],
+            reason=self.reason,
+            message=self.message,
+            field=self.field,
+            retry_after_ms=self.retry_after_ms or 0,
+        )
+
+
+def failure_of(error: Exception) -> Failure:
+    """Looks an error up in the table. An unexpected one is INTERNAL; its details stay in the log."""
     if not isinstance(error, NarrowsError) or type(error) not in CODES:
         log.exception("a call failed unexpectedly", exc_info=error)
-        return status_of(ServerError("internal error; the server's log says more"))
+        return failure_of(ServerError("internal error; the server's log says more"))
     code, reason = CODES[type(error)]
-    trailers = [(REASON, reason)]
-    if isinstance(error, InvalidRequestError) and error.field:
-        trailers.append((FIELD, error.field))
-    if isinstance(error, OverloadedError):
-        trailers.append((PUSHBACK, str(error.retry_after_ms)))
-    return code, str(error)[:MAX_MESSAGE_CHARS], tuple(trailers)
+    return Failure(
+        code,
+        reason,
+        str(error)[:MAX_MESSAGE_CHARS],
+        error.field if isinstance(error, InvalidRequestError) else "",
+        error.retry_after_ms if isinstance(error, OverloadedError) else None,
+    )

@@ -1,37 +1,20 @@
-"""RetrievalService: each method converts, calls, converts."""
+"""RetrievalService: each method hands its request to Answers, and turns what is raised into a gRPC status."""
 
-import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
-import grpc
-import grpc.aio
-import numpy as np
-
-import narrows
-from narrows.errors import InvalidRequestError
-from narrows.index.store import OpenIndex
-from narrows.server import convert
-from narrows.server.application import Application
-from narrows.server.convert import StageMs
-from narrows.server.dispatch import Dispatcher
-from narrows.server.errors import status_of
-from narrows.server.texts import Texts
-from narrows.tokenizer import TokenizedText
+from narrows.server.activity import Activity
+from narrows.server.answers import Answers
+from narrows.server.errors import failure_of
+from narrows.server.streams import Context, StreamKind, StreamLimits, serve_stream
+from narrows.settings import ServerSettings
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
-from narrows.work import Lane, Outcome
-
-# Up to so many passages are looked up on the event loop: handing them to a thread would take longer.
-INLINE_PASSAGES = 200
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
-T = TypeVar("T")
-Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[["RetrievalServicer", Request, Context], Awaitable[Reply]]
 
 
@@ -40,219 +23,68 @@ def _rpc(method: Method[Request, Reply]) -> Method[Request, Reply]:
 
     @functools.wraps(method)
     async def wrapped(self: "RetrievalServicer", request: Request, context: Context) -> Reply:
-        with self.answering():
+        with self.activity.answering():
             try:
                 return await method(self, request, context)
             except Exception as error:
-                code, message, trailers = status_of(error)
-        await context.abort(code, message, trailers)
+                failure = failure_of(error)
+        await context.abort(failure.code, failure.message, failure.trailers())
         raise AssertionError("abort raises")
 
     return wrapped
 
 
 class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
-    """Answers for one Application."""
+    """Answers over gRPC. `activity` knows what is being answered."""
 
-    def __init__(self, application: Application, dispatcher: Dispatcher) -> None:
-        self._app = application
-        self._dispatcher = dispatcher
-        self._texts = Texts(application.towers["questions"].tokenizer, application.towers["passages"].tokenizer)
-        self._active = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    async def idle(self) -> None:
-        """Returns when no call is being answered."""
-        await self._idle.wait()
-
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """Counts a call as active."""
-        self._active += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._active -= 1
-            if self._active == 0:
-                self._idle.set()
+    def __init__(self, answers: Answers, settings: ServerSettings) -> None:
+        self.activity = Activity()
+        self._answers = answers
+        self._default_timeout_s = settings.default_deadline_ms / 1e3
+        self._stream_limits = StreamLimits(settings.max_stream_in_flight, self._default_timeout_s)
 
     @_rpc
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         """Answers questions, or searches with ready embeddings."""
-        app = self._app
-        app.check_bundle(request.expected_bundle)
-        index = app.corpus(request.corpus)
-        k = convert.checked_k(request.k, app.settings)
-        convert.check_view(request.view)
-        if bool(request.questions) == request.HasField("question_embeddings"):
-            raise InvalidRequestError("give exactly one of questions and question_embeddings", "questions")
-        if request.questions:
-            outcomes, truncated, front = await self._search_texts(request, k, self._deadline_s(context))
-        else:
-            tensor = request.question_embeddings
-            convert.check_count(tensor.rows, app.settings.max_items, "question_embeddings.rows", "embeddings")
-            vectors = convert.checked_vectors(tensor, index.vectors.dim, index.vectors.max_norm)
-            outcomes = await self._dispatcher.search(app.engine, vectors, self._deadline_s(context), k)
-            truncated, front = [], StageMs()
-        started_s = time.monotonic()
-        rows = np.concatenate([outcome.rows for outcome in outcomes if outcome.rows is not None])
-        advice = f"{len(outcomes)} questions x k {k}: ask for fewer of either, or for less of each passage (view)"
-        convert.check_reply_bytes(convert.passages_bytes(index.passages, rows, request.view), app.settings, advice)
-        results = await _off_loop(len(rows), convert.hit_lists, outcomes, index.passages, request.view)
-        front = StageMs(front.tokenize_ms, (time.monotonic() - started_s) * 1e3)
-        return pb.SearchResponse(results=results, served=self._served(outcomes, front, index), truncated=truncated)
+        return await self._answers.search(request, self._deadline_s(context))
+
+    @_rpc
+    async def SearchStream(  # type: ignore[override]  # grpc.aio takes coroutines as well as generators
+        self, requests: AsyncIterator[pb.SearchStreamRequest], context: Context
+    ) -> None:
+        """Search, for many requests over one stream."""
+        kind = StreamKind("search", self._answers.search, pb.SearchStreamResponse)
+        await serve_stream(context, kind, self._stream_limits, self.activity)
 
     @_rpc
     async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
         """Embeds questions with one tower and passages with the other."""
-        app, limits, deadline_s = self._app, self._app.settings, self._deadline_s(context)
-        app.check_bundle(request.expected_bundle)
-        convert.check_dtype(request.dtype)
-        count = len(request.questions) + len(request.passages)
-        convert.check_count(count, limits.max_items, "questions", "texts (questions and passages)")
-        size = count * app.bundle.manifest.dim * convert.DTYPES[request.dtype].itemsize
-        convert.check_reply_bytes(size, limits, "Send fewer texts in one call")
-        questions = convert.checked_questions(request.questions, limits)
-        pairs = convert.checked_passages(request.passages, limits)
-        texts, front = await self._tokenize(questions, pairs)
-        question_texts, passage_texts = texts[: len(questions)], texts[len(questions) :]
-        truncated = convert.check_lengths(
-            question_texts, request.on_too_long, app.towers["questions"].manifest.max_tokens, "questions"
-        )
-        truncated_passages = convert.check_lengths(
-            passage_texts, request.on_too_long, app.towers["passages"].manifest.max_tokens, "passages"
-        )
-        outcomes = await self._embed_both(question_texts, passage_texts, deadline_s)
-        embeddings = np.stack([outcome.embedding for outcome in outcomes if outcome.embedding is not None])
-        return pb.EncodeResponse(
-            embeddings=convert.tensor_message(embeddings, request.dtype),
-            token_counts=[len(text.ids) for text in texts],
-            truncated=truncated + [len(questions) + number for number in truncated_passages],
-            served=self._served(outcomes, front),
-        )
+        return await self._answers.encode(request, self._deadline_s(context))
+
+    @_rpc
+    async def EncodeStream(  # type: ignore[override]  # grpc.aio takes coroutines as well as generators
+        self, requests: AsyncIterator[pb.EncodeStreamRequest], context: Context
+    ) -> None:
+        """Encode, for many requests over one stream."""
+        kind = StreamKind("encode", self._answers.encode, pb.EncodeStreamResponse)
+        await serve_stream(context, kind, self._stream_limits, self.activity)
 
     @_rpc
     async def GetPassages(self, request: pb.GetPassagesRequest, context: Context) -> pb.GetPassagesResponse:
         """Looks passages up by id."""
-        started_s = time.monotonic()
-        index = self._app.corpus(request.corpus)
-        convert.check_view(request.view)
-        convert.check_count(len(request.ids), self._app.settings.max_ids, "ids", "ids")
-        rows = await _off_loop(len(request.ids), lambda: [index.passages.find(wanted) for wanted in request.ids])
-        found = np.array([row for row in rows if row is not None], dtype=np.int64)
-        size = convert.passages_bytes(index.passages, found, request.view)
-        convert.check_reply_bytes(size, self._app.settings, "Ask for fewer ids in one call")
-        messages = await _off_loop(len(found), convert.passage_messages, index.passages, found, request.view)
-        front = StageMs(fetch_ms=(time.monotonic() - started_s) * 1e3)
-        return pb.GetPassagesResponse(
-            passages=messages,
-            missing_ids=[wanted for wanted, row in zip(request.ids, rows, strict=True) if row is None],
-            served=self._served([], front, index),
-        )
+        return await self._answers.get_passages(request)
 
     @_rpc
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """Shows the tokens that the towers would see."""
-        limits = self._app.settings
-        count = len(request.questions) + len(request.passages)
-        convert.check_count(count, limits.max_items, "questions", "texts (questions and passages)")
-        questions = convert.checked_questions(request.questions, limits)
-        pairs = convert.checked_passages(request.passages, limits)
-        texts, front = await self._tokenize(questions, pairs)
-        towers = self._app.towers
-        tokenizers = [towers["questions"].tokenizer] * len(questions) + [towers["passages"].tokenizer] * len(pairs)
-        results = [
-            pb.TokenList(ids=text.ids.tolist(), tokens=tokenizer.tokens(text.ids), truncated=text.truncated)
-            for tokenizer, text in zip(tokenizers, texts, strict=True)
-        ]
-        reply = pb.TokenizeResponse(results=results, served=self._served([], front))
-        convert.check_reply_bytes(reply.ByteSize(), limits, "Send fewer or shorter texts in one call")
-        return reply
+        return await self._answers.tokenize(request)
 
     @_rpc
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         """Says what answers here."""
-        app, limits = self._app, self._app.settings
-        question, context_tower = app.bundle.tower("question_encoder"), app.bundle.tower("context_encoder")
-        return pb.GetServerInfoResponse(
-            api_version="v1",
-            server_version=narrows.__version__,
-            dim=app.bundle.manifest.dim,
-            similarity=app.bundle.manifest.similarity,
-            served=self._served([], StageMs(), app.index),
-            limits=pb.Limits(
-                max_items=limits.max_items,
-                max_k=limits.max_k,
-                max_text_bytes=limits.max_text_bytes,
-                max_reply_bytes=limits.max_reply_bytes,
-                max_in_flight=limits.max_queued_questions,
-                max_ids=limits.max_ids,
-            ),
-            license=question.source.license,
-            language=question.source.language,
-            features=["search", "encode", "get_passages", "tokenize"] if app.index else ["encode", "tokenize"],
-            corpora=[app.index.manifest.name] if app.index else [],
-            question_encoder=pb.Tower(tower_id=question.tower_id, max_tokens=question.max_tokens),
-            context_encoder=pb.Tower(tower_id=context_tower.tower_id, max_tokens=context_tower.max_tokens),
-            passage_count=app.index.manifest.count if app.index else 0,
-            device=app.device,
-        )
+        return self._answers.server_info()
 
     def _deadline_s(self, context: Context) -> float:
         """The caller's deadline on CLOCK_MONOTONIC; the server's default one where it set none."""
         remaining_s = context.time_remaining()
-        limit_s = self._app.settings.default_deadline_ms / 1e3
-        return time.monotonic() + (limit_s if remaining_s is None else remaining_s)
-
-    async def _tokenize(
-        self, questions: Sequence[str], pairs: Sequence[tuple[str, str]]
-    ) -> tuple[list[TokenizedText], StageMs]:
-        """Tokenizes questions, then passages, and tells how long it took."""
-        started_s = time.monotonic()
-        texts = await self._texts.tokenize(questions, pairs)
-        return texts, StageMs(tokenize_ms=(time.monotonic() - started_s) * 1e3)
-
-    async def _search_texts(
-        self, request: pb.SearchRequest, k: int, deadline_s: float
-    ) -> tuple[list[Outcome], list[int], StageMs]:
-        """The outcomes of a request's questions, the positions of those that were cut, and the time it took here."""
-        app = self._app
-        convert.check_count(len(request.questions), app.settings.max_items, "questions", "questions")
-        texts, front = await self._tokenize(convert.checked_questions(request.questions, app.settings), [])
-        max_tokens = app.towers["questions"].manifest.max_tokens
-        truncated = convert.check_lengths(texts, request.on_too_long, max_tokens, "questions")
-        ids = [text.ids for text in texts]
-        return await self._dispatcher.embed(app.engine, "questions", ids, deadline_s, k), truncated, front
-
-    async def _embed_both(
-        self, questions: Sequence[TokenizedText], passages: Sequence[TokenizedText], deadline_s: float
-    ) -> list[Outcome]:
-        """Embeds both lanes at once; the questions' outcomes come first."""
-        engine, embed = self._app.engine, self._dispatcher.embed
-        lanes: dict[Lane, Sequence[TokenizedText]] = {"questions": questions, "passages": passages}
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(embed(engine, lane, [text.ids for text in texts], deadline_s))
-                    for lane, texts in lanes.items()
-                    if texts
-                ]
-        except ExceptionGroup as failures:  # the first failure has cancelled the other lane
-            raise failures.exceptions[0] from None
-        return [outcome for task in tasks for outcome in task.result()]
-
-    def _served(self, outcomes: Sequence[Outcome], front: StageMs, index: OpenIndex | None = None) -> pb.Served:
-        return pb.Served(
-            bundle=self._app.bundle.manifest.name,
-            variant=self._app.variant,
-            index=index.manifest.name if index else "",
-            generation=index.generation if index else "",
-            timings=convert.timings_message(outcomes, front),
-        )
-
-
-async def _off_loop(passages: int, run: Callable[..., T], *arguments: object) -> T:
-    """Runs a look-up of so many passages: few at once, many on a thread, so that the event loop goes on."""
-    return run(*arguments) if passages <= INLINE_PASSAGES else await asyncio.to_thread(run, *arguments)
+        return time.monotonic() + (self._default_timeout_s if remaining_s is None else remaining_s)

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from narrows.errors import SettingsError
 from narrows.passage_files import MAX_ID_BYTES
 from narrows.server import application
+from narrows.server.answers import Answers
 from narrows.server.application import Application
 from narrows.server.dispatch import Dispatcher
 from narrows.server.retrieval import RetrievalServicer
@@ -55,7 +56,7 @@ async def _serve(app: Application, dispatcher: Dispatcher, ready: Callable[[str]
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = grpc.aio.server(options=_options(settings))
-    retrieval = RetrievalServicer(app, dispatcher)
+    retrieval = RetrievalServicer(Answers(app, dispatcher), settings)
     retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(retrieval, server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -71,7 +72,7 @@ async def _serve(app: Application, dispatcher: Dispatcher, ready: Callable[[str]
     log.info("draining for at most %.1f s", settings.drain_ms / 1e3)
     await health.enter_graceful_shutdown()
     draining = asyncio.create_task(server.stop(settings.drain_ms / 1e3))  # takes no new calls from here on
-    idle = asyncio.create_task(retrieval.idle())
+    idle = asyncio.create_task(retrieval.activity.drain())
     await asyncio.wait([draining, idle], return_when=asyncio.FIRST_COMPLETED)
     idle.cancel()
     await server.stop(FLUSH_S)  # the last replies leave; a watch of the health service would go on for ever

@@ -1,0 +1,215 @@
+"""One request in, its answer out: convert, call, convert. The same for a unary call and for a request of a stream."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+import narrows
+from narrows.bundle import TowerManifest
+from narrows.errors import InvalidRequestError
+from narrows.index.store import OpenIndex
+from narrows.server import convert
+from narrows.server.application import Application
+from narrows.server.convert import StageMs
+from narrows.server.dispatch import Dispatcher
+from narrows.server.texts import Texts
+from narrows.tokenizer import TokenizedText
+from narrows.v1 import retrieval_pb2 as pb
+from narrows.work import Lane, Outcome
+
+# Up to so many passages are looked up on the event loop: handing them to a thread would take longer.
+INLINE_PASSAGES = 200
+# What GetServerInfo lists; the first need an index.
+SEARCH_FEATURES = ("search", "search_stream", "get_passages")
+ENCODE_FEATURES = ("encode", "encode_stream", "tokenize")
+
+T = TypeVar("T")
+
+
+class Answers:
+    """Answers for one Application. Deadlines are absolute, on CLOCK_MONOTONIC.
+
+    Every method raises the errors that narrows.server.errors has in its table.
+    """
+
+    def __init__(self, application: Application, dispatcher: Dispatcher) -> None:
+        self._app = application
+        self._dispatcher = dispatcher
+        self._texts = Texts(application.towers["questions"].tokenizer, application.towers["passages"].tokenizer)
+
+    async def search(self, request: pb.SearchRequest, deadline_s: float) -> pb.SearchResponse:
+        """Answers questions, or searches with ready embeddings."""
+        app = self._app
+        app.check_bundle(request.expected_bundle)
+        index = app.corpus(request.corpus)
+        k = convert.checked_k(request.k, app.settings)
+        convert.check_view(request.view)
+        if bool(request.questions) == request.HasField("question_embeddings"):
+            raise InvalidRequestError("give exactly one of questions and question_embeddings", "questions")
+        if request.questions:
+            outcomes, truncated, front = await self._search_texts(request, k, deadline_s)
+        else:
+            tensor = request.question_embeddings
+            convert.check_count(tensor.rows, app.settings.max_items, "question_embeddings.rows", "embeddings")
+            vectors = convert.checked_vectors(tensor, index.vectors.dim, index.vectors.max_norm)
+            outcomes = await self._dispatcher.search(app.engine, vectors, deadline_s, k)
+            truncated, front = [], StageMs()
+        started_s = time.monotonic()
+        rows = np.concatenate([outcome.rows for outcome in outcomes if outcome.rows is not None])
+        advice = f"{len(outcomes)} questions x k {k}: ask for fewer of either, or for less of each passage (view)"
+        convert.check_reply_bytes(convert.passages_bytes(index.passages, rows, request.view), app.settings, advice)
+        results = await _off_loop(len(rows), convert.hit_lists, outcomes, index.passages, request.view)
+        front = StageMs(front.tokenize_ms, (time.monotonic() - started_s) * 1e3)
+        return pb.SearchResponse(results=results, served=self._served(outcomes, front, index), truncated=truncated)
+
+    async def encode(self, request: pb.EncodeRequest, deadline_s: float) -> pb.EncodeResponse:
+        """Embeds questions with one tower and passages with the other."""
+        app, limits = self._app, self._app.settings
+        app.check_bundle(request.expected_bundle)
+        convert.check_dtype(request.dtype)
+        count = len(request.questions) + len(request.passages)
+        convert.check_count(count, limits.max_items, "questions", "texts (questions and passages)")
+        size = count * app.bundle.manifest.dim * convert.DTYPES[request.dtype].itemsize
+        convert.check_reply_bytes(size, limits, "Send fewer texts in one call")
+        questions = convert.checked_questions(request.questions, limits)
+        pairs = convert.checked_passages(request.passages, limits)
+        texts, front = await self._tokenize(questions, pairs)
+        question_texts, passage_texts = texts[: len(questions)], texts[len(questions) :]
+        truncated = convert.check_lengths(
+            question_texts, request.on_too_long, app.towers["questions"].manifest.max_tokens, "questions"
+        )
+        truncated_passages = convert.check_lengths(
+            passage_texts, request.on_too_long, app.towers["passages"].manifest.max_tokens, "passages"
+        )
+        outcomes = await self._embed_both(question_texts, passage_texts, deadline_s)
+        embeddings = np.stack([outcome.embedding for outcome in outcomes if outcome.embedding is not None])
+        return pb.EncodeResponse(
+            embeddings=convert.tensor_message(embeddings, request.dtype),
+            token_counts=[len(text.ids) for text in texts],
+            truncated=truncated + [len(questions) + number for number in truncated_passages],
+            served=self._served(outcomes, front),
+        )
+
+    async def get_passages(self, request: pb.GetPassagesRequest) -> pb.GetPassagesResponse:
+        """Looks passages up by id."""
+        started_s = time.monotonic()
+        index = self._app.corpus(request.corpus)
+        convert.check_view(request.view)
+        convert.check_count(len(request.ids), self._app.settings.max_ids, "ids", "ids")
+        rows = await _off_loop(len(request.ids), lambda: [index.passages.find(wanted) for wanted in request.ids])
+        found = np.array([row for row in rows if row is not None], dtype=np.int64)
+        size = convert.passages_bytes(index.passages, found, request.view)
+        convert.check_reply_bytes(size, self._app.settings, "Ask for fewer ids in one call")
+        messages = await _off_loop(len(found), convert.passage_messages, index.passages, found, request.view)
+        front = StageMs(fetch_ms=(time.monotonic() - started_s) * 1e3)
+        return pb.GetPassagesResponse(
+            passages=messages,
+            missing_ids=[wanted for wanted, row in zip(request.ids, rows, strict=True) if row is None],
+            served=self._served([], front, index),
+        )
+
+    async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+        """Shows the tokens that the towers would see."""
+        limits = self._app.settings
+        count = len(request.questions) + len(request.passages)
+        convert.check_count(count, limits.max_items, "questions", "texts (questions and passages)")
+        questions = convert.checked_questions(request.questions, limits)
+        pairs = convert.checked_passages(request.passages, limits)
+        texts, front = await self._tokenize(questions, pairs)
+        towers = self._app.towers
+        tokenizers = [towers["questions"].tokenizer] * len(questions) + [towers["passages"].tokenizer] * len(pairs)
+        results = [
+            pb.TokenList(ids=text.ids.tolist(), tokens=tokenizer.tokens(text.ids), truncated=text.truncated)
+            for tokenizer, text in zip(tokenizers, texts, strict=True)
+        ]
+        reply = pb.TokenizeResponse(results=results, served=self._served([], front))
+        convert.check_reply_bytes(reply.ByteSize(), limits, "Send fewer or shorter texts in one call")
+        return reply
+
+    def server_info(self) -> pb.GetServerInfoResponse:
+        """Says what answers here."""
+        app, limits = self._app, self._app.settings
+        question, context = app.bundle.tower("question_encoder"), app.bundle.tower("context_encoder")
+        return pb.GetServerInfoResponse(
+            api_version="v1",
+            server_version=narrows.__version__,
+            dim=app.bundle.manifest.dim,
+            similarity=app.bundle.manifest.similarity,
+            served=self._served([], StageMs(), app.index),
+            limits=pb.Limits(
+                max_items=limits.max_items,
+                max_k=limits.max_k,
+                max_text_bytes=limits.max_text_bytes,
+                max_reply_bytes=limits.max_reply_bytes,
+                max_in_flight=limits.max_queued_questions,
+                max_ids=limits.max_ids,
+                max_stream_in_flight=limits.max_stream_in_flight,
+            ),
+            license=question.source.license,
+            language=question.source.language,
+            features=[*(SEARCH_FEATURES if app.index else ()), *ENCODE_FEATURES],
+            corpora=[app.index.manifest.name] if app.index else [],
+            question_encoder=_tower_message(question),
+            context_encoder=_tower_message(context),
+            passage_count=app.index.manifest.count if app.index else 0,
+            device=app.device,
+        )
+
+    async def _tokenize(
+        self, questions: Sequence[str], pairs: Sequence[tuple[str, str]]
+    ) -> tuple[list[TokenizedText], StageMs]:
+        """Tokenizes questions, then passages, and tells how long it took."""
+        started_s = time.monotonic()
+        texts = await self._texts.tokenize(questions, pairs)
+        return texts, StageMs(tokenize_ms=(time.monotonic() - started_s) * 1e3)
+
+    async def _search_texts(
+        self, request: pb.SearchRequest, k: int, deadline_s: float
+    ) -> tuple[list[Outcome], list[int], StageMs]:
+        """The outcomes of a request's questions, the positions of those that were cut, and the time it took here."""
+        app = self._app
+        convert.check_count(len(request.questions), app.settings.max_items, "questions", "questions")
+        texts, front = await self._tokenize(convert.checked_questions(request.questions, app.settings), [])
+        max_tokens = app.towers["questions"].manifest.max_tokens
+        truncated = convert.check_lengths(texts, request.on_too_long, max_tokens, "questions")
+        ids = [text.ids for text in texts]
+        return await self._dispatcher.embed(app.engine, "questions", ids, deadline_s, k), truncated, front
+
+    async def _embed_both(
+        self, questions: Sequence[TokenizedText], passages: Sequence[TokenizedText], deadline_s: float
+    ) -> list[Outcome]:
+        """Embeds both lanes at once; the questions' outcomes come first."""
+        engine, embed = self._app.engine, self._dispatcher.embed
+        lanes: dict[Lane, Sequence[TokenizedText]] = {"questions": questions, "passages": passages}
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(embed(engine, lane, [text.ids for text in texts], deadline_s))
+                    for lane, texts in lanes.items()
+                    if texts
+                ]
+        except ExceptionGroup as failures:  # the first failure has cancelled the other lane
+            raise failures.exceptions[0] from None
+        return [outcome for task in tasks for outcome in task.result()]
+
+    def _served(self, outcomes: Sequence[Outcome], front: StageMs, index: OpenIndex | None = None) -> pb.Served:
+        return pb.Served(
+            bundle=self._app.bundle.manifest.name,
+            variant=self._app.variant,
+            passage_variant=self._app.variant,
+            index=index.manifest.name if index else "",
+            generation=index.generation if index else "",
+            timings=convert.timings_message(outcomes, front),
+        )
+
+
+def _tower_message(tower: TowerManifest) -> pb.Tower:
+    return pb.Tower(tower_id=tower.tower_id, max_tokens=tower.max_tokens, text_preset=tower.tokenizer.text_preset)
+
+
+async def _off_loop(passages: int, run: Callable[..., T], *arguments: object) -> T:
+    """Runs a look-up of so many passages: few at once, many on a thread, so that the event loop goes on."""
+    return run(*arguments) if passages <= INLINE_PASSAGES else await asyncio.to_thread(run, *arguments)
