@@ -4,7 +4,8 @@ Importing this package needs only grpcio, protobuf and numpy; everything a serve
 modules that use it.
 """
 
-from narrows.client import Client, Encoding, Hit, SearchResult, ServerInfo
+from narrows.async_client import AsyncClient
+from narrows.client import Client
 from narrows.errors import (
     DeadlineExceededError,
     InvalidRequestError,
@@ -16,14 +17,17 @@ from narrows.errors import (
     ServerError,
     UnavailableError,
 )
+from narrows.messages import Encoding, Hit, SearchResult, Served, ServerInfo
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Client",
+    "AsyncClient",
     "Hit",
     "SearchResult",
     "Encoding",
+    "Served",
     "ServerInfo",
     "NarrowsError",
     "InvalidRequestError",

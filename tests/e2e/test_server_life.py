@@ -48,7 +48,7 @@ def test_health_and_reflection_are_served(running: ServerProcess) -> None:
 
 def test_a_deadline_that_cannot_be_met_is_refused_or_exceeded(client: Client) -> None:
     with pytest.raises((DeadlineExceededError, OverloadedError)):
-        client.search(["rivers"], timeout_s=0.0005)
+        client.search([LONG_TEXT] * 4, timeout_s=0.0005)
 
 
 def test_a_client_that_hangs_up_leaves_the_server_well(running: ServerProcess, client: Client) -> None:

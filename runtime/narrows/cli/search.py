@@ -7,7 +7,8 @@ import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from narrows.client import Client, SearchResult
+from narrows.client import Client
+from narrows.messages import SearchResult
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
