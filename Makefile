@@ -8,10 +8,10 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-lowest lint format proto proto-check bench clean
+.PHONY: help setup demo serve test test-all test-lowest lint format proto proto-lint proto-check proto-baseline bench clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 # The versions of constraints.txt are installed; it names the CPU build's version of torch.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -29,7 +29,7 @@ serve: $(INSTALLED) ## as demo, but leave the server running in the foreground
 	$(BIN)/python -m narrows_export.demo --work $(DEMO) --serve
 
 test: $(INSTALLED) ## lint, then every test but the slow ones
-	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory lint proto-check
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: $(INSTALLED) ## lint and every test
@@ -39,14 +39,15 @@ test-all: $(INSTALLED) ## lint and every test
 test-lowest: ## every test but the slow ones, with the lower bounds of pyproject.toml
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
-	  --editable '.[demo]' pytest pytest-timeout hypothesis
+	  --editable '.[demo]' buf-bin pytest pytest-timeout hypothesis
 	.venv-lowest/bin/python -m pytest -m "not slow"
 
-lint: $(INSTALLED) ## ruff and mypy --strict
+lint: $(INSTALLED) proto-lint ## ruff, mypy --strict and buf
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
+	$(BIN)/mypy proto
 
 format: $(INSTALLED) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
@@ -58,15 +59,24 @@ $(PROTO_BIN)/protoc-gen-mypy:
 	$(PYTHON) -m venv .venv-proto
 	$(PROTO_BIN)/python -m pip install --quiet --disable-pip-version-check grpcio-tools==1.78.0 mypy-protobuf==3.7.0 'setuptools<81'
 
-proto: $(PROTO_BIN)/protoc-gen-mypy ## regenerate the stubs in runtime/narrows/v1
+proto: $(INSTALLED) $(PROTO_BIN)/protoc-gen-mypy ## regenerate runtime/narrows/v1 and docs/api.md from proto/
 	PATH=$(PROTO_BIN):$$PATH $(PROTO_BIN)/python -m grpc_tools.protoc -I proto --python_out=$(or $(OUT),runtime) \
 	  --grpc_python_out=$(or $(OUT),runtime) --mypy_out=quiet:$(or $(OUT),runtime) \
 	  --mypy_grpc_out=quiet:$(or $(OUT),runtime) proto/narrows/v1/retrieval.proto
+	$(BIN)/buf build proto --output - | $(BIN)/python proto/make_docs.py > $(or $(OUT),docs)/api.md
 
-proto-check: ## fail if the committed stubs are not those of proto/
+proto-lint: $(INSTALLED) ## buf: style, comments, and no breaking change since proto/baseline.binpb
+	$(BIN)/buf lint proto
+	$(BIN)/buf breaking proto --against proto/baseline.binpb
+
+proto-check: ## fail if the committed stubs or docs/api.md are not those of proto/
 	rm -rf .venv-proto/out && mkdir -p .venv-proto/out
 	$(MAKE) --no-print-directory proto OUT=.venv-proto/out
 	for file in .venv-proto/out/narrows/v1/*; do diff -q $$file runtime/narrows/v1/$$(basename $$file) || exit 1; done
+	diff -q .venv-proto/out/api.md docs/api.md
+
+proto-baseline: $(INSTALLED) ## what proto-lint compares with; see docs/contributor.md before renewing it
+	$(BIN)/buf build proto --exclude-source-info --output proto/baseline.binpb
 
 bench: $(INSTALLED) ## throughput and latency of a served MiniLM on this machine
 	$(BIN)/python benchmarks/quick.py --work $(DEMO)

@@ -40,10 +40,9 @@ Vectors = npt.NDArray[np.float32]
 class AsyncClient:
     """A connection to one server, for the tasks of one event loop; make it while the loop runs.
 
-    Searches share one stream, and so do encodings: awaiting many at a time costs far less than as many calls. When a
-    stream breaks (the server went away), what is outstanding gets an UnavailableError, and the next request opens
-    another. Every method raises the errors of narrows.errors, as Client does. Longer lists than one request may hold
-    are split.
+    Many tasks may ask at a time: searches share one stream, and so do encodings. When a stream breaks (the server went
+    away), what is outstanding gets an UnavailableError, and the next request opens another. Every method raises the
+    errors of narrows.errors, as Client does. Longer lists than one request may hold are split.
     """
 
     def __init__(self, target: str, timeout_s: float = 10.0) -> None:

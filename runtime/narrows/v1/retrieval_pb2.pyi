@@ -4,11 +4,24 @@ isort:skip_file
 The public contract of Narrows: questions in, passages out.
 
 Rules of this file: no imports, zero and empty mean "the default", ids are strings, embeddings are bytes,
-every RPC has its own request and response type. Errors are the gRPC status; its trailing metadata adds
-  narrows-reason            a constant: INVALID_FIELD, REPLY_TOO_LARGE, UNKNOWN_CORPUS, OTHER_BUNDLE, OVERLOADED,
-                            DEADLINE_EXCEEDED, DRAINING, INTERNAL
+every RPC has its own request and response type.
+
+An error is the gRPC status of the call, and its trailing metadata adds
+
+  narrows-reason            a constant, one of those below
   narrows-field             the request field at fault, such as questions[3] (INVALID_ARGUMENT only)
   grpc-retry-pushback-ms    when to try again (OVERLOADED only; gRPC's own retry obeys it)
+
+In a stream, the error of one request is an ItemError with the same code, reason, field and time. The reasons:
+
+  INVALID_FIELD       INVALID_ARGUMENT      the request breaks a rule of this contract
+  REPLY_TOO_LARGE     INVALID_ARGUMENT      the answer would be larger than the server sends: ask for less at once
+  UNKNOWN_CORPUS      NOT_FOUND             no index of that name is served here
+  OTHER_BUNDLE        FAILED_PRECONDITION   not the bundle answers that expected_bundle names
+  OVERLOADED          RESOURCE_EXHAUSTED    the queue is full, or its wait exceeds the deadline; nothing was computed
+  DEADLINE_EXCEEDED   DEADLINE_EXCEEDED     too late, or impossible in the time given
+  DRAINING            UNAVAILABLE           the server is shutting down: try another
+  INTERNAL            INTERNAL              the server failed; its log says why
 """
 
 import builtins
@@ -34,17 +47,21 @@ class _DataType:
 class _DataTypeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_DataType.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     DATA_TYPE_UNSPECIFIED: _DataType.ValueType  # 0
-    """means DATA_TYPE_FLOAT32"""
+    """Means DATA_TYPE_FLOAT32."""
     DATA_TYPE_FLOAT32: _DataType.ValueType  # 1
+    """IEEE 754 binary32, 4 bytes a number."""
     DATA_TYPE_FLOAT16: _DataType.ValueType  # 2
+    """IEEE 754 binary16, 2 bytes a number; what is beyond its range becomes infinity."""
 
 class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
     """The number format of an embedding."""
 
 DATA_TYPE_UNSPECIFIED: DataType.ValueType  # 0
-"""means DATA_TYPE_FLOAT32"""
+"""Means DATA_TYPE_FLOAT32."""
 DATA_TYPE_FLOAT32: DataType.ValueType  # 1
+"""IEEE 754 binary32, 4 bytes a number."""
 DATA_TYPE_FLOAT16: DataType.ValueType  # 2
+"""IEEE 754 binary16, 2 bytes a number; what is beyond its range becomes infinity."""
 Global___DataType: typing_extensions.TypeAlias = DataType
 
 class _PassageView:
@@ -54,25 +71,25 @@ class _PassageView:
 class _PassageViewEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_PassageView.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     PASSAGE_VIEW_UNSPECIFIED: _PassageView.ValueType  # 0
-    """means PASSAGE_VIEW_FULL"""
+    """Means PASSAGE_VIEW_FULL."""
     PASSAGE_VIEW_ID: _PassageView.ValueType  # 1
-    """id only"""
+    """The id alone."""
     PASSAGE_VIEW_TITLE: _PassageView.ValueType  # 2
-    """id and title"""
+    """Id and title."""
     PASSAGE_VIEW_FULL: _PassageView.ValueType  # 3
-    """id, title and text"""
+    """Id, title and text."""
 
 class PassageView(_PassageView, metaclass=_PassageViewEnumTypeWrapper):
     """How much of each passage a reply carries."""
 
 PASSAGE_VIEW_UNSPECIFIED: PassageView.ValueType  # 0
-"""means PASSAGE_VIEW_FULL"""
+"""Means PASSAGE_VIEW_FULL."""
 PASSAGE_VIEW_ID: PassageView.ValueType  # 1
-"""id only"""
+"""The id alone."""
 PASSAGE_VIEW_TITLE: PassageView.ValueType  # 2
-"""id and title"""
+"""Id and title."""
 PASSAGE_VIEW_FULL: PassageView.ValueType  # 3
-"""id, title and text"""
+"""Id, title and text."""
 Global___PassageView: typing_extensions.TypeAlias = PassageView
 
 class _OnTooLong:
@@ -82,21 +99,21 @@ class _OnTooLong:
 class _OnTooLongEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_OnTooLong.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     ON_TOO_LONG_UNSPECIFIED: _OnTooLong.ValueType  # 0
-    """means ON_TOO_LONG_TRUNCATE"""
+    """Means ON_TOO_LONG_TRUNCATE."""
     ON_TOO_LONG_TRUNCATE: _OnTooLong.ValueType  # 1
-    """cut it, and name it in `truncated`"""
+    """Cut it, and name it in `truncated`."""
     ON_TOO_LONG_ERROR: _OnTooLong.ValueType  # 2
-    """refuse the call with INVALID_ARGUMENT"""
+    """Refuse the request with INVALID_ARGUMENT."""
 
 class OnTooLong(_OnTooLong, metaclass=_OnTooLongEnumTypeWrapper):
     """What happens to a text of more tokens than the tower reads."""
 
 ON_TOO_LONG_UNSPECIFIED: OnTooLong.ValueType  # 0
-"""means ON_TOO_LONG_TRUNCATE"""
+"""Means ON_TOO_LONG_TRUNCATE."""
 ON_TOO_LONG_TRUNCATE: OnTooLong.ValueType  # 1
-"""cut it, and name it in `truncated`"""
+"""Cut it, and name it in `truncated`."""
 ON_TOO_LONG_ERROR: OnTooLong.ValueType  # 2
-"""refuse the call with INVALID_ARGUMENT"""
+"""Refuse the request with INVALID_ARGUMENT."""
 Global___OnTooLong: typing_extensions.TypeAlias = OnTooLong
 
 @typing.final
@@ -110,8 +127,11 @@ class Tensor(google.protobuf.message.Message):
     DIM_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     dtype: Global___DataType.ValueType
+    """Number format of `data`."""
     rows: builtins.int
+    """Embeddings."""
     dim: builtins.int
+    """Numbers in each."""
     data: builtins.bytes
     """Row-major and little-endian; its length must be rows * dim * (size of dtype). In JavaScript copy these bytes
     before making a Float32Array of them: the array needs an alignment of 4.
@@ -130,7 +150,7 @@ Global___Tensor: typing_extensions.TypeAlias = Tensor
 
 @typing.final
 class Passage(google.protobuf.message.Message):
-    """A passage. Its id has at most 512 UTF-8 bytes."""
+    """A passage."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -138,8 +158,11 @@ class Passage(google.protobuf.message.Message):
     TITLE_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
     id: builtins.str
+    """Distinct within an index; at most 512 UTF-8 bytes."""
     title: builtins.str
+    """May be empty."""
     text: builtins.str
+    """Empty where the view leaves it out."""
     def __init__(
         self,
         *,
@@ -162,7 +185,9 @@ class Hit(google.protobuf.message.Message):
     score: builtins.float
     """Inner product of the two embeddings: higher is better. Correctly rounded to float32."""
     @property
-    def passage(self) -> Global___Passage: ...
+    def passage(self) -> Global___Passage:
+        """As much of it as the view shows."""
+
     def __init__(
         self,
         *,
@@ -182,7 +207,9 @@ class HitList(google.protobuf.message.Message):
 
     HITS_FIELD_NUMBER: builtins.int
     @property
-    def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Hit]: ...
+    def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Hit]:
+        """At most k."""
+
     def __init__(
         self,
         *,
@@ -205,10 +232,13 @@ class Timings(google.protobuf.message.Message):
     FETCH_MS_FIELD_NUMBER: builtins.int
     BATCH_SIZE_FIELD_NUMBER: builtins.int
     tokenize_ms: builtins.float
+    """Text to token ids."""
     queue_ms: builtins.float
     """Waiting for the encoder and for the index, together."""
     encode_ms: builtins.float
+    """The encoder's batch."""
     search_ms: builtins.float
+    """The index's batch."""
     fetch_ms: builtins.float
     """Looking the passages up."""
     batch_size: builtins.int
@@ -250,7 +280,9 @@ class Served(google.protobuf.message.Message):
     passage_variant: builtins.str
     """Numeric variant of the context encoder; it is also the one that filled the index."""
     @property
-    def timings(self) -> Global___Timings: ...
+    def timings(self) -> Global___Timings:
+        """Where the time went."""
+
     def __init__(
         self,
         *,
@@ -268,6 +300,8 @@ Global___Served: typing_extensions.TypeAlias = Served
 
 @typing.final
 class SearchRequest(google.protobuf.message.Message):
+    """What to search for, and how."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     QUESTIONS_FIELD_NUMBER: builtins.int
@@ -280,17 +314,21 @@ class SearchRequest(google.protobuf.message.Message):
     k: builtins.int
     """Passages wanted for each question; 0 means 10. Fewer come back when the index holds fewer."""
     view: Global___PassageView.ValueType
+    """How much of each passage to return."""
     corpus: builtins.str
     """Name of the index to search; empty means the only one."""
     expected_bundle: builtins.str
     """When set, the call fails with FAILED_PRECONDITION unless this bundle (its name or question tower_id) answers."""
     on_too_long: Global___OnTooLong.ValueType
+    """What happens to a question of more tokens than the question encoder reads."""
     @property
     def questions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Give exactly one of questions and question_embeddings."""
 
     @property
-    def question_embeddings(self) -> Global___Tensor: ...
+    def question_embeddings(self) -> Global___Tensor:
+        """Embeddings to search with, one a row, as Encode returns them for questions."""
+
     def __init__(
         self,
         *,
@@ -309,6 +347,8 @@ Global___SearchRequest: typing_extensions.TypeAlias = SearchRequest
 
 @typing.final
 class SearchResponse(google.protobuf.message.Message):
+    """The passages found."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: builtins.int
@@ -319,7 +359,9 @@ class SearchResponse(google.protobuf.message.Message):
         """One list per question, in the order of the request."""
 
     @property
-    def served(self) -> Global___Served: ...
+    def served(self) -> Global___Served:
+        """What produced the answer."""
+
     @property
     def truncated(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Positions of the questions that were cut to the tower's length."""
@@ -338,6 +380,8 @@ Global___SearchResponse: typing_extensions.TypeAlias = SearchResponse
 
 @typing.final
 class EncodeRequest(google.protobuf.message.Message):
+    """What to embed. At least one question or passage."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     QUESTIONS_FIELD_NUMBER: builtins.int
@@ -346,9 +390,11 @@ class EncodeRequest(google.protobuf.message.Message):
     EXPECTED_BUNDLE_FIELD_NUMBER: builtins.int
     ON_TOO_LONG_FIELD_NUMBER: builtins.int
     dtype: Global___DataType.ValueType
+    """Number format of the embeddings wanted."""
     expected_bundle: builtins.str
     """When set, the call fails with FAILED_PRECONDITION unless this bundle (its name or question tower_id) answers."""
     on_too_long: Global___OnTooLong.ValueType
+    """What happens to a text of more tokens than its encoder reads."""
     @property
     def questions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Encoded by the question encoder."""
@@ -372,6 +418,8 @@ Global___EncodeRequest: typing_extensions.TypeAlias = EncodeRequest
 
 @typing.final
 class EncodeResponse(google.protobuf.message.Message):
+    """The embeddings."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EMBEDDINGS_FIELD_NUMBER: builtins.int
@@ -391,7 +439,9 @@ class EncodeResponse(google.protobuf.message.Message):
         """Rows whose text was cut to the tower's length."""
 
     @property
-    def served(self) -> Global___Served: ...
+    def served(self) -> Global___Served:
+        """What produced the answer."""
+
     def __init__(
         self,
         *,
@@ -421,6 +471,7 @@ class ItemError(google.protobuf.message.Message):
     reason: builtins.str
     """A constant, as in narrows-reason."""
     message: builtins.str
+    """What is wrong, for a person."""
     field: builtins.str
     """The request field at fault, such as questions[3]; empty where none is."""
     retry_after_ms: builtins.int
@@ -440,6 +491,8 @@ Global___ItemError: typing_extensions.TypeAlias = ItemError
 
 @typing.final
 class SearchStreamRequest(google.protobuf.message.Message):
+    """One search of a stream."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: builtins.int
@@ -448,9 +501,11 @@ class SearchStreamRequest(google.protobuf.message.Message):
     request_id: builtins.str
     """Comes back with the answer. Choose it so that you can tell your requests apart; at most 512 UTF-8 bytes."""
     timeout_ms: builtins.int
-    """The time that this request may take, from its arrival at the server; 0 means the server's default."""
+    """The time that this request may take, from when the server reads it; 0 means the server's default."""
     @property
-    def search(self) -> Global___SearchRequest: ...
+    def search(self) -> Global___SearchRequest:
+        """The request; it must be set."""
+
     def __init__(
         self,
         *,
@@ -465,16 +520,23 @@ Global___SearchStreamRequest: typing_extensions.TypeAlias = SearchStreamRequest
 
 @typing.final
 class SearchStreamResponse(google.protobuf.message.Message):
+    """The answer to one search of a stream."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: builtins.int
     RESULT_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     request_id: builtins.str
+    """That of the request; empty where it could not be read or was too long."""
     @property
-    def result(self) -> Global___SearchResponse: ...
+    def result(self) -> Global___SearchResponse:
+        """The answer, the same as that of Search."""
+
     @property
-    def error(self) -> Global___ItemError: ...
+    def error(self) -> Global___ItemError:
+        """Why there is none."""
+
     def __init__(
         self,
         *,
@@ -490,6 +552,8 @@ Global___SearchStreamResponse: typing_extensions.TypeAlias = SearchStreamRespons
 
 @typing.final
 class EncodeStreamRequest(google.protobuf.message.Message):
+    """One encoding of a stream."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: builtins.int
@@ -498,9 +562,11 @@ class EncodeStreamRequest(google.protobuf.message.Message):
     request_id: builtins.str
     """Comes back with the answer. Choose it so that you can tell your requests apart; at most 512 UTF-8 bytes."""
     timeout_ms: builtins.int
-    """The time that this request may take, from its arrival at the server; 0 means the server's default."""
+    """The time that this request may take, from when the server reads it; 0 means the server's default."""
     @property
-    def encode(self) -> Global___EncodeRequest: ...
+    def encode(self) -> Global___EncodeRequest:
+        """The request; it must be set."""
+
     def __init__(
         self,
         *,
@@ -515,16 +581,23 @@ Global___EncodeStreamRequest: typing_extensions.TypeAlias = EncodeStreamRequest
 
 @typing.final
 class EncodeStreamResponse(google.protobuf.message.Message):
+    """The answer to one encoding of a stream."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: builtins.int
     RESULT_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     request_id: builtins.str
+    """That of the request; empty where it could not be read or was too long."""
     @property
-    def result(self) -> Global___EncodeResponse: ...
+    def result(self) -> Global___EncodeResponse:
+        """The answer, the same as that of Encode."""
+
     @property
-    def error(self) -> Global___ItemError: ...
+    def error(self) -> Global___ItemError:
+        """Why there is none."""
+
     def __init__(
         self,
         *,
@@ -540,16 +613,21 @@ Global___EncodeStreamResponse: typing_extensions.TypeAlias = EncodeStreamRespons
 
 @typing.final
 class GetPassagesRequest(google.protobuf.message.Message):
+    """Which passages to look up."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     IDS_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
     CORPUS_FIELD_NUMBER: builtins.int
     view: Global___PassageView.ValueType
+    """How much of each passage to return."""
     corpus: builtins.str
     """Name of the index to look in; empty means the only one."""
     @property
-    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Ids of passages."""
+
     def __init__(
         self,
         *,
@@ -563,6 +641,8 @@ Global___GetPassagesRequest: typing_extensions.TypeAlias = GetPassagesRequest
 
 @typing.final
 class GetPassagesResponse(google.protobuf.message.Message):
+    """The passages found, and the ids of the others."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PASSAGES_FIELD_NUMBER: builtins.int
@@ -577,7 +657,9 @@ class GetPassagesResponse(google.protobuf.message.Message):
         """The ids that the index does not hold, in the order of the request."""
 
     @property
-    def served(self) -> Global___Served: ...
+    def served(self) -> Global___Served:
+        """What produced the answer."""
+
     def __init__(
         self,
         *,
@@ -592,6 +674,8 @@ Global___GetPassagesResponse: typing_extensions.TypeAlias = GetPassagesResponse
 
 @typing.final
 class TokenizeRequest(google.protobuf.message.Message):
+    """What to tokenize. At least one question or passage."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     QUESTIONS_FIELD_NUMBER: builtins.int
@@ -626,9 +710,13 @@ class TokenList(google.protobuf.message.Message):
     truncated: builtins.bool
     """Whether the text was cut to the tower's length."""
     @property
-    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Ids in the encoder's vocabulary, special tokens included."""
+
     @property
-    def tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The same as text."""
+
     def __init__(
         self,
         *,
@@ -642,6 +730,8 @@ Global___TokenList: typing_extensions.TypeAlias = TokenList
 
 @typing.final
 class TokenizeResponse(google.protobuf.message.Message):
+    """The tokens."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: builtins.int
@@ -651,7 +741,9 @@ class TokenizeResponse(google.protobuf.message.Message):
         """The questions' lists first, then the passages', each in the order of the request."""
 
     @property
-    def served(self) -> Global___Served: ...
+    def served(self) -> Global___Served:
+        """What produced the answer."""
+
     def __init__(
         self,
         *,
@@ -665,6 +757,8 @@ Global___TokenizeResponse: typing_extensions.TypeAlias = TokenizeResponse
 
 @typing.final
 class GetServerInfoRequest(google.protobuf.message.Message):
+    """Nothing needs to be said."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
@@ -689,6 +783,7 @@ class Limits(google.protobuf.message.Message):
     max_items: builtins.int
     """Texts (questions and passages together) or embeddings in one call."""
     max_k: builtins.int
+    """Passages wanted for each question."""
     max_text_bytes: builtins.int
     """UTF-8 bytes of one text (title included)."""
     max_reply_bytes: builtins.int
@@ -698,9 +793,7 @@ class Limits(google.protobuf.message.Message):
     max_ids: builtins.int
     """Ids in one GetPassages call."""
     max_stream_in_flight: builtins.int
-    """Requests of one stream that are being answered at a time. The server reads no further until one is done, so a
-    client that sends more is held back by HTTP/2 flow control; it is not an error.
-    """
+    """Requests of one stream that are read and not yet answered. More is no error: see SearchStream."""
     def __init__(
         self,
         *,
@@ -744,6 +837,8 @@ Global___Tower: typing_extensions.TypeAlias = Tower
 
 @typing.final
 class GetServerInfoResponse(google.protobuf.message.Message):
+    """What answers here."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     API_VERSION_FIELD_NUMBER: builtins.int
@@ -761,8 +856,11 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     PASSAGE_COUNT_FIELD_NUMBER: builtins.int
     DEVICE_FIELD_NUMBER: builtins.int
     api_version: builtins.str
+    """Version of this contract: v1."""
     server_version: builtins.str
+    """Version of Narrows."""
     dim: builtins.int
+    """Numbers in an embedding."""
     similarity: builtins.str
     """How embeddings are compared: inner_product or cosine."""
     license: builtins.str
@@ -774,19 +872,31 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     device: builtins.str
     """What the towers run on, such as cpu."""
     @property
-    def served(self) -> Global___Served: ...
+    def served(self) -> Global___Served:
+        """What produces the answers; without timings."""
+
     @property
-    def limits(self) -> Global___Limits: ...
+    def limits(self) -> Global___Limits:
+        """What one request may ask for."""
+
     @property
-    def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What this server does: search, search_stream, get_passages, encode, encode_stream, tokenize. The first three need an
+        index.
+        """
+
     @property
     def corpora(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of the indexes served here."""
 
     @property
-    def question_encoder(self) -> Global___Tower: ...
+    def question_encoder(self) -> Global___Tower:
+        """The tower that embeds questions."""
+
     @property
-    def context_encoder(self) -> Global___Tower: ...
+    def context_encoder(self) -> Global___Tower:
+        """The tower that embeds passages."""
+
     def __init__(
         self,
         *,

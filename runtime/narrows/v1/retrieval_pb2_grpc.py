@@ -85,9 +85,21 @@ class RetrievalServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SearchStream(self, request_iterator, context):
-        """Search for many requests over one stream: each is answered as soon as it is ready, in any order, named by its
-        request_id. A request that fails has an error as its answer and harms no other one. When the client half-closes,
-        everything outstanding is still answered. A gRPC deadline on the call covers the whole stream.
+        """Search for many requests over one stream.
+
+        - Each request is answered once, as soon as its answer is ready, in any order, named by its request_id. One that
+        fails has an error as its answer and harms no other one.
+        - Each has its own timeout_ms. A gRPC deadline on the call covers the whole stream, and no request outlasts it.
+        - The server reads a request when fewer than Limits.max_stream_in_flight are unanswered; the answers that the client
+        has not taken yet count too. Until then HTTP/2 flow control holds the client's writes back, which is no error. A
+        client must therefore read while it writes.
+        - When the client half-closes, everything outstanding is still answered, and then the stream ends with OK. When it
+        cancels, what is outstanding is dropped.
+        - When the server shuts down, it reads no more, answers what it has read, and ends the stream with UNAVAILABLE and
+        the reason DRAINING. A request without an answer by then was not begun: send it to another server. Where the
+        stream breaks in any other way, a request without an answer may have been computed; asking again does no harm.
+        - A message that cannot be decoded, or whose request_id is too long, is answered with an error and an empty
+        request_id. A message larger than max_items texts of max_text_bytes ends the stream with RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,7 +113,7 @@ class RetrievalServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def EncodeStream(self, request_iterator, context):
-        """Encode for many requests over one stream, by the rules of SearchStream.
+        """Encode for many requests over one stream. The rules are those of SearchStream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

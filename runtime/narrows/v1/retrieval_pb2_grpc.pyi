@@ -4,11 +4,24 @@ isort:skip_file
 The public contract of Narrows: questions in, passages out.
 
 Rules of this file: no imports, zero and empty mean "the default", ids are strings, embeddings are bytes,
-every RPC has its own request and response type. Errors are the gRPC status; its trailing metadata adds
-  narrows-reason            a constant: INVALID_FIELD, REPLY_TOO_LARGE, UNKNOWN_CORPUS, OTHER_BUNDLE, OVERLOADED,
-                            DEADLINE_EXCEEDED, DRAINING, INTERNAL
+every RPC has its own request and response type.
+
+An error is the gRPC status of the call, and its trailing metadata adds
+
+  narrows-reason            a constant, one of those below
   narrows-field             the request field at fault, such as questions[3] (INVALID_ARGUMENT only)
   grpc-retry-pushback-ms    when to try again (OVERLOADED only; gRPC's own retry obeys it)
+
+In a stream, the error of one request is an ItemError with the same code, reason, field and time. The reasons:
+
+  INVALID_FIELD       INVALID_ARGUMENT      the request breaks a rule of this contract
+  REPLY_TOO_LARGE     INVALID_ARGUMENT      the answer would be larger than the server sends: ask for less at once
+  UNKNOWN_CORPUS      NOT_FOUND             no index of that name is served here
+  OTHER_BUNDLE        FAILED_PRECONDITION   not the bundle answers that expected_bundle names
+  OVERLOADED          RESOURCE_EXHAUSTED    the queue is full, or its wait exceeds the deadline; nothing was computed
+  DEADLINE_EXCEEDED   DEADLINE_EXCEEDED     too late, or impossible in the time given
+  DRAINING            UNAVAILABLE           the server is shutting down: try another
+  INTERNAL            INTERNAL              the server failed; its log says why
 """
 
 import abc
@@ -218,16 +231,28 @@ class RetrievalServiceStub(typing.Generic[_RetrievalServiceSearchType, _Retrieva
     """
 
     SearchStream: _RetrievalServiceSearchStreamType
-    """Search for many requests over one stream: each is answered as soon as it is ready, in any order, named by its
-    request_id. A request that fails has an error as its answer and harms no other one. When the client half-closes,
-    everything outstanding is still answered. A gRPC deadline on the call covers the whole stream.
+    """Search for many requests over one stream.
+
+    - Each request is answered once, as soon as its answer is ready, in any order, named by its request_id. One that
+      fails has an error as its answer and harms no other one.
+    - Each has its own timeout_ms. A gRPC deadline on the call covers the whole stream, and no request outlasts it.
+    - The server reads a request when fewer than Limits.max_stream_in_flight are unanswered; the answers that the client
+      has not taken yet count too. Until then HTTP/2 flow control holds the client's writes back, which is no error. A
+      client must therefore read while it writes.
+    - When the client half-closes, everything outstanding is still answered, and then the stream ends with OK. When it
+      cancels, what is outstanding is dropped.
+    - When the server shuts down, it reads no more, answers what it has read, and ends the stream with UNAVAILABLE and
+      the reason DRAINING. A request without an answer by then was not begun: send it to another server. Where the
+      stream breaks in any other way, a request without an answer may have been computed; asking again does no harm.
+    - A message that cannot be decoded, or whose request_id is too long, is answered with an error and an empty
+      request_id. A message larger than max_items texts of max_text_bytes ends the stream with RESOURCE_EXHAUSTED.
     """
 
     Encode: _RetrievalServiceEncodeType
     """Embeds questions, passages or both, without searching."""
 
     EncodeStream: _RetrievalServiceEncodeStreamType
-    """Encode for many requests over one stream, by the rules of SearchStream."""
+    """Encode for many requests over one stream. The rules are those of SearchStream."""
 
     GetPassages: _RetrievalServiceGetPassagesType
     """Looks passages up by id."""
@@ -288,9 +313,21 @@ class RetrievalServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[narrows.v1.retrieval_pb2.SearchStreamRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[narrows.v1.retrieval_pb2.SearchStreamResponse], collections.abc.AsyncIterator[narrows.v1.retrieval_pb2.SearchStreamResponse]]:
-        """Search for many requests over one stream: each is answered as soon as it is ready, in any order, named by its
-        request_id. A request that fails has an error as its answer and harms no other one. When the client half-closes,
-        everything outstanding is still answered. A gRPC deadline on the call covers the whole stream.
+        """Search for many requests over one stream.
+
+        - Each request is answered once, as soon as its answer is ready, in any order, named by its request_id. One that
+          fails has an error as its answer and harms no other one.
+        - Each has its own timeout_ms. A gRPC deadline on the call covers the whole stream, and no request outlasts it.
+        - The server reads a request when fewer than Limits.max_stream_in_flight are unanswered; the answers that the client
+          has not taken yet count too. Until then HTTP/2 flow control holds the client's writes back, which is no error. A
+          client must therefore read while it writes.
+        - When the client half-closes, everything outstanding is still answered, and then the stream ends with OK. When it
+          cancels, what is outstanding is dropped.
+        - When the server shuts down, it reads no more, answers what it has read, and ends the stream with UNAVAILABLE and
+          the reason DRAINING. A request without an answer by then was not begun: send it to another server. Where the
+          stream breaks in any other way, a request without an answer may have been computed; asking again does no harm.
+        - A message that cannot be decoded, or whose request_id is too long, is answered with an error and an empty
+          request_id. A message larger than max_items texts of max_text_bytes ends the stream with RESOURCE_EXHAUSTED.
         """
 
     @abc.abstractmethod
@@ -307,7 +344,7 @@ class RetrievalServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[narrows.v1.retrieval_pb2.EncodeStreamRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[narrows.v1.retrieval_pb2.EncodeStreamResponse], collections.abc.AsyncIterator[narrows.v1.retrieval_pb2.EncodeStreamResponse]]:
-        """Encode for many requests over one stream, by the rules of SearchStream."""
+        """Encode for many requests over one stream. The rules are those of SearchStream."""
 
     @abc.abstractmethod
     def GetPassages(
