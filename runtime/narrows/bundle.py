@@ -8,15 +8,18 @@ One checkpoint that serves as both towers is stored once, in BUNDLE/shared_encod
 that says how a text becomes an embedding; nothing is read from the checkpoint again.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from narrows import durable, manifests
+from narrows import durable, integrity, manifests
 from narrows.errors import BundleError
+from narrows.integrity import Sealed, Verify
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+STAMP = ".verified"  # see narrows.integrity
 
 Pooling = Literal["cls", "mean"]
 Similarity = Literal["inner_product", "cosine"]
@@ -146,25 +149,26 @@ def write_manifest(directory: Path, manifest: BundleManifest) -> None:
     durable.write_file(directory / MANIFEST, manifests.encode(manifest))
 
 
-def open_bundle(path: Path) -> Bundle:
-    """Opens a bundle and checks every file against the manifest.
+def open_bundle(path: Path, verify: Verify = "full") -> Bundle:
+    """Opens a bundle and checks every file against the manifest; with `stamp`, only those that changed since.
 
     Raises:
         BundleError: no bundle there, an unreadable manifest, another schema version, a missing or changed file.
     """
-    manifest = _read_manifest(path)
-    bundle = Bundle(path, manifest)
-    for directory, files in {t.directory: tower_files(t) for t in manifest.towers.values()}.items():
-        for name, expected in files.items():
-            file = path / directory / name
-            if not file.is_file():
-                raise BundleError(f"{file} is missing: the bundle is incomplete; export it again")
-            if durable.sha256_file(file) != expected:
-                raise BundleError(f"{file} does not match the manifest's hash: it was changed or damaged; export again")
-    return bundle
+    manifest, manifest_sha256 = _read_manifest(path)
+    files = {
+        f"{t.directory}/{name}": (sha256,) for t in manifest.towers.values() for name, sha256 in tower_files(t).items()
+    }
+    sealed = Sealed(path, files, integrity.WHOLE_FILE, manifest_sha256, path / STAMP)
+    for fault in integrity.faults(sealed, verify):
+        if fault.what == "missing":
+            raise BundleError(f"{fault.file} is missing: the bundle is incomplete; export it again")
+        raise BundleError(f"{fault.file} does not match the manifest's hash: it was changed or damaged; export again")
+    return Bundle(path, manifest)
 
 
-def _read_manifest(path: Path) -> BundleManifest:
+def _read_manifest(path: Path) -> tuple[BundleManifest, str]:
+    """The manifest, and the SHA-256 of its bytes."""
     file = path / MANIFEST
     try:
         data = file.read_bytes()
@@ -177,4 +181,4 @@ def _read_manifest(path: Path) -> BundleManifest:
         raise BundleError(f"{file} must describe a question_encoder and a context_encoder")
     if len({tower.dim for tower in manifest.towers.values()}) != 1:
         raise BundleError(f"{file} has towers of different dimensions; export the bundle again")
-    return manifest
+    return manifest, hashlib.sha256(data).hexdigest()

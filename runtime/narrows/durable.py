@@ -22,6 +22,13 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(directory: Path) -> None:
+    """Forces a directory and everything below it to stable storage."""
+    for inner in sorted(directory.rglob("*")):
+        fsync_path(inner)
+    fsync_path(directory)
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Replaces `path` by a file holding `data`: whole, or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -58,6 +65,19 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def publish_directory(directory: Path, path: Path) -> None:
+    """Renames `directory`, beside `path`, to `path` once everything in it is on the disk.
+
+    Raises:
+        FileExistsError: `path` exists and is not an empty directory.
+    """
+    sync_tree(directory)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists already")
+    directory.rename(path)  # POSIX: replaces an empty directory, atomically
+    fsync_path(path.parent)
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """Yields a temporary directory beside `path` that becomes `path` when the block ends without an exception.
@@ -77,15 +97,9 @@ def new_directory(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # without locks nobody removes it either
                 held.enter_context(locked(temporary))
             yield temporary
-            for inner in sorted(temporary.rglob("*")):
-                fsync_path(inner)
-            fsync_path(temporary)
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise FileExistsError(f"{path} exists already")
-            temporary.rename(path)  # POSIX: replaces an empty directory, atomically
+            publish_directory(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    fsync_path(path.parent)
 
 
 def sha256_file(path: Path) -> str:

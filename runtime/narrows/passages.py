@@ -74,16 +74,16 @@ class Passages:
     def __init__(self, directory: Path) -> None:
         with (directory / BLOB).open("rb") as file:
             self._blob = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._ends = np.asarray(np.load(directory / ENDS, mmap_mode="r"))
-        self._id_order = np.asarray(np.load(directory / ID_ORDER, mmap_mode="r"))
+        self.ends: npt.NDArray[np.uint64] = np.asarray(np.load(directory / ENDS, mmap_mode="r"))
+        self.id_order: npt.NDArray[np.uint32] = np.asarray(np.load(directory / ID_ORDER, mmap_mode="r"))
         self.id_rank: npt.NDArray[np.uint32] = np.asarray(np.load(directory / ID_RANK, mmap_mode="r"))
 
     def __len__(self) -> int:
-        return len(self._id_order)
+        return len(self.id_order)
 
     def get(self, rows: Sequence[int] | npt.NDArray[np.int64], with_text: bool = True) -> list[Passage]:
         """The passages of these rows, in order; with empty texts unless `with_text`."""
-        ends = self._ends[np.asarray(rows, dtype=np.int64)[:, None] * 3 + np.arange(4)].tolist()
+        ends = self.ends[np.asarray(rows, dtype=np.int64)[:, None] * 3 + np.arange(4)].tolist()
         blob = self._blob
         return [
             Passage(blob[a:b].decode(), blob[b:c].decode(), blob[c:d].decode() if with_text else "")
@@ -92,7 +92,7 @@ class Passages:
 
     def size_bytes(self, rows: npt.NDArray[np.int64], strings: int) -> int:
         """UTF-8 bytes of the first so many strings (id, title, text) of these rows together."""
-        return int((self._ends[3 * rows + strings] - self._ends[3 * rows]).sum())
+        return int((self.ends[3 * rows + strings] - self.ends[3 * rows]).sum())
 
     def find(self, passage_id: str) -> int | None:
         """The row of an id, or None: a binary search over the mapped ids."""
@@ -100,14 +100,15 @@ class Passages:
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2
-            if self._id(int(self._id_order[middle])) < wanted:
+            if self.id_bytes(int(self.id_order[middle])) < wanted:
                 low = middle + 1
             else:
                 high = middle
         if low == len(self):
             return None
-        row = int(self._id_order[low])
-        return row if self._id(row) == wanted else None
+        row = int(self.id_order[low])
+        return row if self.id_bytes(row) == wanted else None
 
-    def _id(self, row: int) -> bytes:
-        return self._blob[int(self._ends[3 * row]) : int(self._ends[3 * row + 1])]
+    def id_bytes(self, row: int) -> bytes:
+        """The id of a row, as UTF-8."""
+        return self._blob[int(self.ends[3 * row]) : int(self.ends[3 * row + 1])]

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from narrows.errors import SettingsError
 
@@ -38,6 +38,7 @@ class ServerSettings:
     default_deadline_ms: int = 10_000
     warmup_budget_ms: int = 1500
     drain_ms: int = 10_000
+    verify: Literal["full", "stamp"] = "stamp"  # full: hash every file at each start
     log_level: str = "info"
 
 
@@ -57,7 +58,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "warmup_budget_ms": (0, 600_000),
     "drain_ms": (0, 3_600_000),
 }
-_CHOICES = {"device": ("auto", "cpu"), "log_level": ("debug", "info", "warning", "error")}
+_CHOICES = {"device": ("auto", "cpu"), "verify": ("full", "stamp"), "log_level": ("debug", "info", "warning", "error")}
 _ADDRESS = re.compile(r"\S+:[0-9]{1,5}")
 NAMES = tuple(field.name for field in fields(ServerSettings))
 

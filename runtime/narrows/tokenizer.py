@@ -24,10 +24,15 @@ TokenIds = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
-    """Token ids of one text, int64 of shape (tokens,), special tokens included; and whether it was cut."""
+    """Token ids of one text, int64 of shape (tokens,), special tokens included; and how many were cut off."""
 
     ids: TokenIds
-    truncated: bool
+    cut_tokens: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it was cut."""
+        return self.cut_tokens > 0
 
 
 def vocabulary_sha256(vocabulary: Sequence[str]) -> str:
@@ -128,7 +133,7 @@ class TowerTokenizer:
         for part, length in zip(parts, kept, strict=True):
             ids += part[:length]
             ids.append(self._sep)
-        return TokenizedText(np.array(ids, dtype=np.int64), sum(kept) < sum(lengths))
+        return TokenizedText(np.array(ids, dtype=np.int64), sum(lengths) - sum(kept))
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

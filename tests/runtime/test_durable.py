@@ -201,23 +201,3 @@ with durable.new_directory(base / "made") as inside:
 def test_make_directory_syncs_every_entry_it_makes(tmp_path: Path) -> None:
     calls = system_calls(tmp_path, "from narrows import durable\ndurable.make_directory(base / 'a' / 'b')")
     assert calls == [("fsync", "."), ("fsync", "a")]
-
-
-def test_a_generation_is_named_current_only_when_it_is_on_the_disk(tmp_path: Path) -> None:
-    code = """
-from narrows.index.store import new_generation
-for n in range(2):
-    with new_generation(base / "x.index") as inside:
-        (inside / "manifest.json").write_bytes(b"A")
-"""
-    calls = system_calls(tmp_path, code)
-    expected = [("fsync", ".")]  # x.index is new there
-    for name in ("g000001", "g000002"):
-        partial = f"x.index/.{name}.PID.partial"
-        file = f"{partial}/manifest.json"
-        expected += [("write", file), ("fsync", file), ("fsync", partial), ("rename", partial)]
-        expected += [("fsync", "x.index")]
-        pointer = "x.index/.CURRENT.PID.tmp"
-        expected += [("write", pointer), ("fsync", pointer), ("rename", pointer), ("fsync", "x.index")]
-    assert calls == expected
-    assert (tmp_path / "base" / "x.index" / "CURRENT").read_text().startswith("g000002 ")

@@ -19,6 +19,7 @@ FLAGS: dict[str, str] = {
     "device": "auto or cpu (default: auto)",
     "encode-threads": "threads of the encoder (default: all cores)",
     "search-threads": "threads of the index (default: all cores)",
+    "verify": "stamp, or full to hash every file at each start (default: stamp: only files that changed since)",
     "log-level": "debug, info, warning or error (default: info)",
 }
 

@@ -1,48 +1,39 @@
 """`narrows index build`: a file of passages -> a sealed generation of a flat index.
 
 Two passes. The first checks the whole file and stores the passages, so that a bad row is found before hours of
-encoding. The second reads them back, tokenizes, and encodes in batches of like length.
+encoding. The second reads them back, tokenizes, and encodes in batches of like length. A build that is stopped at any
+moment goes on where it was when it is started again (narrows.index.unfinished), to the same bytes.
 """
 
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
-import numpy as np
-import numpy.typing as npt
+import onnxruntime
+import tokenizers
 
 import narrows
-from narrows import durable, manifests, passage_files
+from narrows import durable, integrity, passage_files
 from narrows.bundle import Bundle
-from narrows.costs import CostTable
-from narrows.encoder import Embeddings
 from narrows.errors import IndexFileError, PassageFileError
-from narrows.index import flat
-from narrows.index.store import (
-    GENERATION,
-    MANIFEST,
-    SCHEMA_VERSION,
-    VECTORS,
-    IndexManifest,
-    current_generation,
-    describe_file,
-    new_generation,
-)
-from narrows.passages import FILES, Passages, PassageWriter
-from narrows.tokenizer import TokenizedText
+from narrows.index import chunks, store, unfinished
+from narrows.index.store import GENERATION, GENERATION_FILES, IndexedFile, IndexManifest, SkippedRows
+from narrows.index.unfinished import BUILD, Appender, Inputs, Journal
+from narrows.passage_files import BadRow
+from narrows.passages import Passages, PassageWriter
 from narrows.towers import Tower, load_towers
 
-CHUNK_PASSAGES = 4096  # tokenized and sorted by length together
-SAMPLE_PASSAGES = 512  # tokenized for the estimate
 COSTS_BUDGET_MS = 4000.0
+NAMED_SKIPS = 5  # bad rows named for each reason
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What to build. `replace` makes a new generation of an index that exists."""
+    """What to build.
+
+    `replace` makes a new generation of an index that exists; `restart` throws an unfinished build away; `skip_bad`
+    leaves bad rows out.
+    """
 
     passages: Path
     out: Path
@@ -50,6 +41,8 @@ class BuildRequest:
     variant: str
     threads: int
     replace: bool = False
+    restart: bool = False
+    skip_bad: bool = False
 
 
 class Progress:
@@ -58,8 +51,11 @@ class Progress:
     def reading(self, passages: int) -> None:
         """So many passages were read and checked."""
 
+    def resuming(self, encoded: int, passages: int) -> None:
+        """So many of the passages were encoded by a build that was stopped; this one goes on from there."""
+
     def estimated(self, passages: int, seconds: float) -> None:
-        """Encoding begins; it should take so long."""
+        """Encoding of so many passages begins; it should take so long."""
 
     def encoded(self, passages: int) -> None:
         """So many more passages were encoded."""
@@ -67,80 +63,65 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What was built, and how fast the encoding went."""
+    """What was built, and how fast the encoding went. `resumed_at` passages were encoded before this run."""
 
     index: str
     generation: str
     count: int
     dim: int
     truncated_count: int
+    token_count: int
+    cut_token_count: int
+    skipped: dict[str, SkippedRows]
     size_bytes: int
+    resumed_at: int
     encode_s: float
     passages_per_s: float
 
 
 def build_index(bundle: Bundle, request: BuildRequest, progress: Progress) -> BuildReport:
-    """Builds an index.
+    """Builds an index, or goes on with a build of the same inputs that was stopped.
 
     Raises:
         PassageFileError: the file breaks its format, or holds no passage.
-        IndexFileError: the output exists and `replace` is not set, or is something else than an index.
+        IndexFileError: the output exists and `replace` is not set, or is something else than an index; another process
+            is building there; or it holds an unfinished build of other inputs and `restart` is not set.
         BundleError: the context encoder cannot be loaded.
     """
+    path = request.out
     _check_output(request)
     tower = load_towers(bundle, request.variant, request.threads, ["context_encoder"])["context_encoder"]
-    with new_generation(request.out) as directory:
-        source_sha256 = _store_passages(request.passages, directory, progress)
-        passages = Passages(directory)
-        costs = tower.measure_costs(COSTS_BUDGET_MS)
-        progress.estimated(len(passages), _estimate_s(passages, tower, costs))
-        started_s = time.monotonic()
-        vectors = faiss.IndexFlatIP(tower.manifest.dim)
-        truncated_count, max_norm = 0, 0.0
-        for embeddings, truncated in _encode_chunks(passages, tower, costs, progress.encoded):
-            vectors.add(embeddings)
-            truncated_count += truncated
-            max_norm = max(max_norm, float(np.linalg.norm(embeddings.astype(np.float64), axis=1).max()))
-        encode_s = time.monotonic() - started_s
-        flat.write(vectors, directory / VECTORS)
-        files = {name: describe_file(directory / name) for name in (VECTORS, *FILES)}
-        manifest = IndexManifest(
-            schema_version=SCHEMA_VERSION,
-            name=request.name,
-            created_by=f"narrows {narrows.__version__}",
-            tower_id=tower.manifest.tower_id,
-            variant=request.variant,
-            bundle=bundle.manifest.name,
-            metric="inner_product",
-            factory="Flat",
-            dim=tower.manifest.dim,
-            count=len(passages),
-            truncated_count=truncated_count,
-            max_norm=max_norm,
-            source=request.passages.name,
-            source_sha256=source_sha256,
-            files=files,
-        )
-        (directory / MANIFEST).write_bytes(manifests.encode(manifest))
-    return BuildReport(
-        index=str(request.out),
-        generation=current_generation(request.out) or "",
-        count=manifest.count,
-        dim=manifest.dim,
-        truncated_count=truncated_count,
-        size_bytes=sum(file.size_bytes for file in files.values()),
-        encode_s=encode_s,
-        passages_per_s=manifest.count / max(encode_s, 1e-9),
-    )
+    with store.building(path):
+        inputs = _inputs(tower, request)
+        if done := _killed_at_its_end(request, inputs):
+            return done
+        if request.restart:
+            unfinished.clear(path)
+        journal = unfinished.find(path, inputs)
+        if journal:
+            progress.resuming(journal.encoded.rows, journal.count)
+        else:
+            journal = _store(request, inputs, tower.manifest.dim, progress)
+        resumed_at = journal.encoded.rows
+        journal, encode_s = _encode(path / BUILD, journal, tower, progress)
+        manifest = _manifest(bundle, request, journal, path / BUILD)
+        generation = store.publish(path, path / BUILD, manifest)
+        unfinished.finish(path, generation)
+    return _report(request, generation, manifest, resumed_at, encode_s)
 
 
 def _check_output(request: BuildRequest) -> None:
     out = request.out
-    if current_generation(out) is not None:
-        if not request.replace:
-            raise IndexFileError(f"{out} holds an index already: give --replace to build its next generation")
+    current = store.current_generation(out)
+    if current is not None:
+        if not request.replace and unfinished.read_journal(out / current) is None:
+            raise _exists(out)
     elif out.exists() and (not out.is_dir() or any(not _of_killed_build(entry) for entry in out.iterdir())):
         raise IndexFileError(f"{out} exists and is not an index: choose another --out")
+
+
+def _exists(out: Path) -> IndexFileError:
+    return IndexFileError(f"{out} holds an index already: give --replace to build its next generation")
 
 
 def _of_killed_build(entry: Path) -> bool:
@@ -148,51 +129,121 @@ def _of_killed_build(entry: Path) -> bool:
     return entry.name.startswith(".") or GENERATION.fullmatch(entry.name) is not None
 
 
-def _store_passages(file: Path, directory: Path, progress: Progress) -> str:
-    count = 0
-    with PassageWriter(directory) as writer:
-        for count, row in enumerate(passage_files.read(file), start=1):
-            writer.append(row.passage)
-            if count % 1000 == 0:
-                progress.reading(count)
-        if count == 0:
-            raise PassageFileError(f"{file}: it holds no passages")
-    progress.reading(count)
-    return durable.sha256_file(file)
+def _inputs(tower: Tower, request: BuildRequest) -> Inputs:
+    try:
+        source_sha256 = durable.sha256_file(request.passages)
+    except OSError as error:
+        raise PassageFileError(f"{request.passages}:1: cannot be read: {error.strerror or error}") from None
+    return Inputs(
+        program=f"narrows {narrows.__version__}, onnxruntime {onnxruntime.__version__}, "
+        f"tokenizers {tokenizers.__version__}",
+        tower_id=tower.manifest.tower_id,
+        variant=request.variant,
+        model_sha256=tower.manifest.variants[request.variant].sha256,
+        source_sha256=source_sha256,
+        skip_bad=request.skip_bad,
+    )
 
 
-def _estimate_s(passages: Passages, tower: Tower, costs: CostTable) -> float:
-    """Seconds to encode all, from the lengths of an even sample and the measured cost of each length."""
-    rows = np.unique(np.linspace(0, len(passages) - 1, SAMPLE_PASSAGES).astype(np.int64))
-    sample = _tokenize(passages, tower, rows)
-    return sum(costs.item_ms(len(text.ids)) for text in sample) / len(sample) * len(passages) / 1e3
+def _killed_at_its_end(request: BuildRequest, inputs: Inputs) -> BuildReport | None:
+    """Does the last step of a build that was killed after CURRENT named it; its report, if it is the one asked for."""
+    current = store.current_generation(request.out)
+    journal = unfinished.read_journal(request.out / current) if current else None
+    if current is None or journal is None:
+        return None
+    unfinished.finish(request.out, current)
+    if journal.inputs == inputs and not request.restart:
+        return _report(request, current, store.read_manifest(request.out)[1], journal.count, 0.0)
+    if not request.replace:
+        raise _exists(request.out)
+    return None
 
 
-def _tokenize(passages: Passages, tower: Tower, rows: npt.NDArray[np.int64]) -> list[TokenizedText]:
-    return tower.tokenizer.passages([(passage.title, passage.text) for passage in passages.get(rows)])
+def _store(request: BuildRequest, inputs: Inputs, dim: int, progress: Progress) -> Journal:
+    """Checks and stores the passages, and begins the journal; leaves nothing when it fails."""
+    unfinished.clear(request.out)
+    directory = request.out / BUILD
+    directory.mkdir()
+    skipped: dict[str, SkippedRows] = {}
+
+    def skip(row: BadRow) -> None:
+        found = skipped.get(row.reason, SkippedRows(0, ()))
+        named = (*found.first, f"{row.line}: {row.message}")[:NAMED_SKIPS]
+        skipped[row.reason] = SkippedRows(found.count + 1, named)
+
+    try:
+        count = 0
+        with PassageWriter(directory) as writer:
+            rows = passage_files.read(request.passages, skip if request.skip_bad else None)
+            for count, row in enumerate(rows, start=1):
+                writer.append(row.passage)
+                if count % 1000 == 0:
+                    progress.reading(count)
+            if count == 0:
+                all_bad = f" ({sum(bad.count for bad in skipped.values())} bad rows were skipped)" if skipped else ""
+                raise PassageFileError(f"{request.passages}: it holds no passages{all_bad}")
+        progress.reading(count)
+        return unfinished.begin(request.out, inputs, dim, count, skipped)
+    except BaseException:
+        unfinished.clear(request.out)
+        raise
 
 
-def _encode_chunks(
-    passages: Passages, tower: Tower, costs: CostTable, encoded: Callable[[int], None]
-) -> Iterator[tuple[Embeddings, int]]:
-    """Yields the embeddings of consecutive rows, float32 (rows, dim), and how many of their texts were cut."""
-    for start in range(0, len(passages), CHUNK_PASSAGES):
-        rows = np.arange(start, min(start + CHUNK_PASSAGES, len(passages)))
-        texts = _tokenize(passages, tower, rows)
-        embeddings = np.empty((len(texts), tower.manifest.dim), dtype=np.float32)
-        for batch in _batches([len(text.ids) for text in texts], costs):
-            embeddings[batch] = tower.encoder.encode([texts[number].ids for number in batch])
-            encoded(len(batch))
-        yield embeddings, sum(text.truncated for text in texts)
+def _encode(directory: Path, journal: Journal, tower: Tower, progress: Progress) -> tuple[Journal, float]:
+    """Encodes what the journal does not count yet; returns the last journal, and the seconds that encoding took."""
+    passages = Passages(directory)
+    first = journal.encoded.rows
+    if first == journal.count:
+        return journal, 0.0
+    costs = tower.measure_costs(COSTS_BUDGET_MS)
+    progress.estimated(journal.count - first, chunks.estimate_s(passages, first, tower, costs))
+    started_s = time.monotonic()
+    with Appender(directory, journal, passages) as appender:
+        for embeddings, texts in chunks.encode(passages, first, tower, costs, progress.encoded):
+            appender.append(embeddings, texts)
+    return appender.journal, time.monotonic() - started_s
 
 
-def _batches(lengths: Sequence[int], costs: CostTable) -> list[list[int]]:
-    """Positions grouped by like length; the groups shuffled with a fixed seed, so that the ETA holds from the start."""
-    longest_first = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    batches = []
-    while longest_first:
-        cap = costs.cap(lengths[longest_first[0]])
-        batches.append(longest_first[:cap])
-        longest_first = longest_first[cap:]
-    random.Random(0).shuffle(batches)  # noqa: S311  (no secret)
-    return batches
+def _manifest(bundle: Bundle, request: BuildRequest, journal: Journal, directory: Path) -> IndexManifest:
+    """Describes a filled directory; hashes its files."""
+    hashes = integrity.hash_files(directory / name for name in GENERATION_FILES)
+    return IndexManifest(
+        schema_version=store.SCHEMA_VERSION,
+        name=request.name,
+        created_by=f"narrows {narrows.__version__}",
+        tower_id=journal.inputs.tower_id,
+        variant=request.variant,
+        bundle=bundle.manifest.name,
+        metric="inner_product",
+        factory="Flat",
+        dim=journal.dim,
+        count=journal.count,
+        truncated_count=journal.encoded.truncated_count,
+        token_count=journal.encoded.token_count,
+        cut_token_count=journal.encoded.cut_token_count,
+        max_norm=journal.encoded.max_norm,
+        source=request.passages.name,
+        source_sha256=journal.inputs.source_sha256,
+        skipped=journal.skipped,
+        chunk_bytes=integrity.CHUNK_BYTES,
+        files={file.name: IndexedFile(file.stat().st_size, sha256) for file, sha256 in hashes.items()},
+    )
+
+
+def _report(
+    request: BuildRequest, generation: str, manifest: IndexManifest, resumed_at: int, encode_s: float
+) -> BuildReport:
+    return BuildReport(
+        index=str(request.out),
+        generation=generation,
+        count=manifest.count,
+        dim=manifest.dim,
+        truncated_count=manifest.truncated_count,
+        token_count=manifest.token_count,
+        cut_token_count=manifest.cut_token_count,
+        skipped=manifest.skipped,
+        size_bytes=sum(file.size_bytes for file in manifest.files.values()),
+        resumed_at=resumed_at,
+        encode_s=encode_s,
+        passages_per_s=(manifest.count - resumed_at) / max(encode_s, 1e-9),
+    )

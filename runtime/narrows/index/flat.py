@@ -27,9 +27,16 @@ UNIT_ROUNDOFF = 2.0**-24
 Best = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 
-def write(vectors: faiss.IndexFlatIP, file: Path) -> None:
-    """Writes a flat FAISS index."""
-    faiss.write_index(vectors, str(file))
+def header(dim: int, count: int) -> bytes:
+    """What comes before the vectors, float32 (count, dim), in the file of a flat inner-product index.
+
+    So a file can grow vector by vector on the disk. FAISS writes the header itself, of an empty index that is told its
+    size; only the last field, the number of floats, is set here (FAISS, impl/index_write.cpp, code `IxFI`).
+    """
+    index = faiss.IndexFlatIP(dim)
+    index.ntotal = count
+    written: bytes = faiss.serialize_index(index).tobytes()
+    return written[:-8] + (count * dim).to_bytes(8, "little")
 
 
 class FlatIndex:
@@ -54,7 +61,9 @@ class FlatIndex:
         self.count: int = self._index.ntotal
         self.dim: int = self._index.d
         self.max_norm = max_norm
-        self._vectors = faiss.rev_swig_ptr(self._index.get_xb(), self.count * self.dim).reshape(self.count, self.dim)
+        self.vectors: npt.NDArray[np.float32] = faiss.rev_swig_ptr(self._index.get_xb(), self.count * self.dim).reshape(
+            self.count, self.dim
+        )
         self._id_rank = id_rank
         self._threads = threads
 
@@ -94,7 +103,7 @@ class FlatIndex:
         exact = np.empty(len(rows), dtype=np.float32)
         wide_query = query.astype(np.float64)
         for start in range(0, len(rows), BLOCK_ROWS):
-            block = self._vectors[rows[start : start + BLOCK_ROWS]].astype(np.float64)
+            block = self.vectors[rows[start : start + BLOCK_ROWS]].astype(np.float64)
             block *= wide_query  # each product is exact: 24 + 24 bits fit into 53
             exact[start : start + BLOCK_ROWS] = block.sum(axis=1)
         order = np.lexsort((self._id_rank[rows], -exact))[:k]

@@ -2,6 +2,9 @@
 
     INDEX/CURRENT            the name of a generation and its manifest's SHA-256, swapped atomically
     INDEX/g000001/           manifest.json  index.faiss  passages.blob  passages.ends.npy  id_order.npy  id_rank.npy
+                             truncated.jsonl (a line for each passage that was cut: id, tokens, kept)
+    INDEX/.g000001.verified  the stamp of narrows.integrity
+    INDEX/.build/            the next generation while it is built (narrows.index.unfinished)
 
 A generation gets its name only when it is complete and synced, and CURRENT names only such, so nothing half-written
 is ever opened.
@@ -16,32 +19,47 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from narrows import durable, manifests
+from narrows import durable, integrity, manifests
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, MismatchError
 from narrows.index.flat import FlatIndex
+from narrows.integrity import Sealed, Verify
 from narrows.passages import FILES, Passages
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
-MANIFEST, CURRENT, VECTORS = "manifest.json", "CURRENT", "index.faiss"
+SCHEMA_VERSION = 2
+MANIFEST, CURRENT, VECTORS, TRUNCATED = "manifest.json", "CURRENT", "index.faiss", "truncated.jsonl"
+GENERATION_FILES = (VECTORS, TRUNCATED, *FILES)
 GENERATION = re.compile(r"g\d{6}")
 CURRENT_LINE = re.compile(rf"({GENERATION.pattern}) ([0-9a-f]{{64}})\n")
-LEFTOVER = re.compile(r"g\d{6}|\.g\d{6}\.\d+\.partial")  # an older generation, or half of one from a killed build
+LEFTOVER = re.compile(r"g\d{6}|\.g\d{6}\.verified|\.g\d{6}\.\d+\.partial")  # .partial: of builds before schema 2
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedFile:
-    """Size and SHA-256 of one file."""
+    """Size of one file, and the SHA-256 of each of its chunks (narrows.integrity)."""
 
     size_bytes: int
-    sha256: str
+    sha256: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedRows:
+    """Rows of the passage file that were left out for one reason; the first few as `LINE: what is wrong`."""
+
+    count: int
+    first: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class IndexManifest:
-    """What a generation holds, and which tower filled it. `max_norm` is that of the longest vector."""
+    """What a generation holds, and which tower filled it.
+
+    `token_count` is of all passages before any was cut; `cut_token_count` of these were cut off, from
+    `truncated_count` passages. `max_norm` is that of the longest vector. `skipped` is by reason
+    (narrows.passage_files.Reason). All files but the manifest are listed, hashed in chunks of `chunk_bytes`.
+    """
 
     schema_version: int
     name: str
@@ -54,9 +72,13 @@ class IndexManifest:
     dim: int
     count: int
     truncated_count: int
+    token_count: int
+    cut_token_count: int
     max_norm: float
     source: str
     source_sha256: str
+    skipped: dict[str, SkippedRows]
+    chunk_bytes: int
     files: dict[str, IndexedFile]
 
 
@@ -68,11 +90,6 @@ class OpenIndex:
     generation: str
     vectors: FlatIndex
     passages: Passages
-
-
-def describe_file(file: Path) -> IndexedFile:
-    """Measures a file for the manifest."""
-    return IndexedFile(file.stat().st_size, durable.sha256_file(file))
 
 
 def current_generation(path: Path) -> str | None:
@@ -100,11 +117,8 @@ def _read_current(path: Path) -> tuple[str, str] | None:
 
 
 @contextmanager
-def new_generation(path: Path) -> Iterator[Path]:
-    """Yields a directory to fill; when the block ends without an exception it is the current generation.
-
-    Older generations, and what killed builds left, are deleted then. A server that has them open keeps its mapped
-    files until it closes them.
+def building(path: Path) -> Iterator[None]:
+    """Keeps other builds out of an index; on a file system without locks it cannot. Makes the directory if need be.
 
     Raises:
         IndexFileError: another process is building there.
@@ -112,35 +126,49 @@ def new_generation(path: Path) -> Iterator[Path]:
     is_new = not path.exists()
     durable.make_directory(path)
     try:
-        with _building(path):
-            previous = current_generation(path)
-            name = f"g{int(previous[1:]) + 1 if previous else 1:06d}"
-            shutil.rmtree(path / name, ignore_errors=True)  # left by a crash between rename and CURRENT
-            with durable.new_directory(path / name) as directory:
-                yield directory
-            manifest_sha256 = durable.sha256_file(path / name / MANIFEST)
-            durable.write_file(path / CURRENT, f"{name} {manifest_sha256}\n".encode())
-            for entry in path.iterdir():
-                if entry.name != name and LEFTOVER.fullmatch(entry.name):
-                    shutil.rmtree(entry, ignore_errors=True)
+        with ExitStack() as held:
+            try:
+                held.enter_context(durable.locked(path))
+            except BlockingIOError:
+                raise IndexFileError(f"another process is building an index in {path}; wait for it") from None
+            except OSError:
+                log.warning("%s is on a file system without locks: let only one build at a time write there", path)
+            yield
     except BaseException:
         if is_new:
-            with suppress(OSError):
+            with suppress(OSError):  # something worth keeping is in it
                 path.rmdir()
         raise
 
 
-@contextmanager
-def _building(path: Path) -> Iterator[None]:
-    """Keeps other builds out of an index; on a file system without locks it cannot."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(durable.locked(path))
-        except BlockingIOError:
-            raise IndexFileError(f"another process is building an index in {path}; wait for it") from None
-        except OSError:
-            log.warning("%s is on a file system without locks: let only one build at a time write there", path)
-        yield
+def next_generation(path: Path) -> str:
+    """The name of the generation after the current one."""
+    previous = current_generation(path)
+    return f"g{int(previous[1:]) + 1 if previous else 1:06d}"
+
+
+def publish(path: Path, directory: Path, manifest: IndexManifest) -> str:
+    """Makes a filled directory inside the index its current generation, and returns the generation's name.
+
+    A server that has an older one open keeps its mapped files until it closes them.
+    """
+    data = manifests.encode(manifest)
+    (directory / MANIFEST).write_bytes(data)
+    name = next_generation(path)
+    durable.publish_directory(directory, path / name)
+    durable.write_file(path / CURRENT, f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+    return name
+
+
+def remove_leftovers(path: Path) -> None:
+    """Deletes older generations, and what killed builds left of others; the current generation stays."""
+    current = current_generation(path)
+    for entry in path.iterdir():
+        if LEFTOVER.fullmatch(entry.name) and entry.name not in (current, f".{current}.verified"):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
 
 
 def read_manifest(path: Path) -> tuple[str, IndexManifest]:
@@ -149,6 +177,12 @@ def read_manifest(path: Path) -> tuple[str, IndexManifest]:
     Raises:
         IndexFileError: no index there, or its manifest is changed, unreadable or of another schema version.
     """
+    generation, manifest, _ = read_sealed_manifest(path)
+    return generation, manifest
+
+
+def read_sealed_manifest(path: Path) -> tuple[str, IndexManifest, str]:
+    """As read_manifest, and the SHA-256 of the manifest's bytes."""
     current = _read_current(path)
     if current is None:
         raise IndexFileError(f"{path} is not an index (it has no {CURRENT}); make one with `narrows index build`")
@@ -160,11 +194,11 @@ def read_manifest(path: Path) -> tuple[str, IndexManifest]:
         raise IndexFileError(f"{file} cannot be read: {error}; build the index again") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise IndexFileError(f"{file} does not match {CURRENT}: it was changed or damaged; build the index again")
-    return generation, manifests.decode(data, IndexManifest, SCHEMA_VERSION, file, IndexFileError)
+    return generation, manifests.decode(data, IndexManifest, SCHEMA_VERSION, file, IndexFileError), sha256
 
 
-def open_index(path: Path, bundle: Bundle, threads: int) -> OpenIndex:
-    """Opens the current generation and checks every file, and that the bundle's context encoder filled it.
+def open_index(path: Path, bundle: Bundle, threads: int, verify: Verify = "full") -> OpenIndex:
+    """Opens the current generation and checks that its files are unchanged and the bundle's context encoder filled it.
 
     When a build replaces the generation meanwhile, the new one is opened.
 
@@ -173,24 +207,32 @@ def open_index(path: Path, bundle: Bundle, threads: int) -> OpenIndex:
         MismatchError: another tower filled the index.
     """
     while True:
-        generation, manifest = read_manifest(path)
+        generation, manifest, manifest_sha256 = read_sealed_manifest(path)
         check_towers(path, manifest, bundle)
         try:
-            return _open_generation(path / generation, generation, manifest, threads)
+            for message in damages(path, generation, manifest, manifest_sha256, verify):
+                raise IndexFileError(f"{message}; build the index again")
+            return open_generation(path / generation, generation, manifest, threads)
         except (IndexFileError, FileNotFoundError):
             if current_generation(path) == generation:
                 raise
 
 
-def _open_generation(directory: Path, generation: str, manifest: IndexManifest, threads: int) -> OpenIndex:
-    for name in (VECTORS, *FILES):
-        expected, file = manifest.files.get(name), directory / name
-        if not file.is_file():
-            raise IndexFileError(f"{file} is missing: build the index again")
-        if describe_file(file) != expected:
-            raise IndexFileError(
-                f"{file} does not match the manifest: it was changed or damaged; build the index again"
-            )
+def damages(path: Path, generation: str, manifest: IndexManifest, manifest_sha256: str, verify: Verify) -> list[str]:
+    """What is wrong with the files of a generation, one line each."""
+    files = {name: manifest.files[name].sha256 if name in manifest.files else () for name in GENERATION_FILES}
+    stamp = path / f".{generation}.verified"
+    sealed = Sealed(path / generation, files, manifest.chunk_bytes, manifest_sha256, stamp)
+    said = {"missing": "is missing", "changed": "does not match the manifest: it was changed or damaged"}
+    return [f"{fault.file} {said[fault.what]}" for fault in integrity.faults(sealed, verify)]
+
+
+def open_generation(directory: Path, generation: str, manifest: IndexManifest, threads: int) -> OpenIndex:
+    """Opens a generation whose files were found unchanged.
+
+    Raises:
+        IndexFileError: the vectors cannot be read, or contradict the manifest.
+    """
     passages = Passages(directory)
     vectors = FlatIndex(directory / VECTORS, passages.id_rank, manifest.max_norm, threads)
     if vectors.dim != manifest.dim or vectors.count != manifest.count:

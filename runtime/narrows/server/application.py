@@ -78,8 +78,8 @@ def load(settings: ServerSettings, deliver: Callable[[Sequence[Outcome]], None])
     cores = available_cores()
     encode_threads = settings.encode_threads or cores
     search_threads = settings.search_threads or cores
-    bundle = bundles.open_bundle(settings.bundle)
-    index = open_index(settings.index, bundle, search_threads) if settings.index else None
+    bundle = bundles.open_bundle(settings.bundle, settings.verify)
+    index = open_index(settings.index, bundle, search_threads, settings.verify) if settings.index else None
     variant = index.manifest.variant if index else DEFAULT_VARIANT
     loaded = load_towers(bundle, variant, encode_threads, ["question_encoder", "context_encoder"])
     towers: dict[Lane, Tower] = {"questions": loaded["question_encoder"], "passages": loaded["context_encoder"]}

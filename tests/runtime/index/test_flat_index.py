@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from narrows.errors import IndexFileError
 from narrows.index import SearchHits
-from narrows.index.flat import FlatIndex, write
+from narrows.index.flat import FlatIndex, header
 
 Vectors = npt.NDArray[np.float32]
 REPRODUCIBLE = settings(derandomize=True, deadline=None, max_examples=40)
@@ -38,7 +38,7 @@ def make(directory: Path, vectors: Vectors, seed: int = 0) -> Case:
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
     directory.mkdir(exist_ok=True)
-    write(index, directory / "index.faiss")
+    faiss.write_index(index, str(directory / "index.faiss"))
     id_rank = np.random.default_rng(seed).permutation(len(vectors)).astype(np.uint32)
     max_norm = float(np.linalg.norm(vectors.astype(np.float64), axis=1).max())
     return Case(vectors, id_rank, directory / "index.faiss", max_norm)
@@ -259,6 +259,15 @@ def test_no_queries(near_ties: Case) -> None:
 def test_what_an_index_says_of_itself(near_ties: Case) -> None:
     index = near_ties.open()
     assert (index.count, index.dim, index.affinity, index.max_norm) == (1500, 384, "own", near_ties.max_norm)
+
+
+@pytest.mark.parametrize(("count", "dim"), [(1, 1), (5, 64), (300, 768)])
+def test_header_and_vectors_are_the_file_that_faiss_writes(tmp_path: Path, count: int, dim: int) -> None:
+    vectors = np.random.default_rng(16).standard_normal((count, dim)).astype(np.float32)
+    index = faiss.IndexFlatIP(dim)
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "index.faiss"))
+    assert header(dim, count) + vectors.tobytes() == (tmp_path / "index.faiss").read_bytes()
 
 
 def test_truncated_file(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""`narrows index verify`: everything that can be checked about an index without building it again."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from narrows.bundle import Bundle
+from narrows.encoder import Embeddings
+from narrows.errors import IndexFileError, MismatchError
+from narrows.index import chunks, flat, store
+from narrows.index.store import TRUNCATED, VECTORS, IndexManifest
+from narrows.passages import BLOB, Passages
+from narrows.towers import Tower, load_towers
+
+BLOCK_ROWS = 65_536
+NORM_TOLERANCE = 1e-9  # relative: float64 norms of the same vectors
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What is wrong, one line each; and how the sample, encoded again, compares with what is stored."""
+
+    index: str
+    generation: str = ""
+    count: int = 0
+    failures: list[str] = field(default_factory=list)
+    sample: int = 0
+    identical: int = 0
+    max_abs_error: float = 0.0
+    tolerance: float = 0.0
+
+
+def verify_index(
+    path: Path, bundle: Bundle, sample: int, seed: int, threads: int, step: Callable[[str], None]
+) -> VerifyReport:
+    """Checks the current generation in full.
+
+    Args:
+        path: the index.
+        bundle: the one that filled it.
+        sample: how many passages to encode again; each must be within the variant's golden tolerance of what is
+            stored, and is bit-identical on a machine like the one that built the index.
+        seed: chooses the sample.
+        threads: for the encoder.
+        step: told what is checked next.
+
+    Raises:
+        BundleError: the context encoder cannot be loaded.
+    """
+    report = VerifyReport(str(path))
+    step("hashes")
+    try:
+        generation, manifest, manifest_sha256 = store.read_sealed_manifest(path)
+        report.generation, report.count = generation, manifest.count
+        report.failures += store.damages(path, generation, manifest, manifest_sha256, "full")
+        if report.failures:
+            return report  # nothing in a damaged file is worth another line
+        opened = store.open_generation(path / generation, generation, manifest, threads)
+    except IndexFileError as error:
+        report.failures.append(str(error))
+        return report
+    step("sizes and ids")
+    report.failures += _wrong_sizes(path / generation, manifest)
+    report.failures += _wrong_passages(path / generation, opened.passages, manifest)
+    step("vectors")
+    vectors = opened.vectors.vectors
+    report.failures += _wrong_vectors(vectors, manifest)
+    step("sample")
+    try:
+        store.check_towers(path, manifest, bundle)
+    except MismatchError as error:
+        report.failures.append(str(error))
+    else:
+        tower = load_towers(bundle, manifest.variant, threads, ["context_encoder"])["context_encoder"]
+        report.tolerance = tower.manifest.variants[manifest.variant].golden_tolerance
+        _encode_again(report, opened.passages, vectors, tower, sample, seed)
+    return report
+
+
+def _wrong_sizes(directory: Path, manifest: IndexManifest) -> Iterator[str]:
+    for name, file in manifest.files.items():
+        if (directory / name).stat().st_size != file.size_bytes:
+            yield f"{directory / name} has not the {file.size_bytes} bytes of the manifest"
+    expected = flat.header(manifest.dim, manifest.count)
+    with (directory / VECTORS).open("rb") as file_of_vectors:
+        if file_of_vectors.read(len(expected)) != expected:
+            yield f"{directory / VECTORS} does not begin as a flat index of {manifest.count} x {manifest.dim} does"
+    cut = [msgspec.json.decode(line) for line in (directory / TRUNCATED).read_bytes().splitlines()]
+    lost = sum(line["tokens"] - line["kept"] for line in cut)
+    if (len(cut), lost) != (manifest.truncated_count, manifest.cut_token_count):
+        yield (
+            f"{directory / TRUNCATED} lists {len(cut)} passages and {lost} tokens, the manifest "
+            f"{manifest.truncated_count} and {manifest.cut_token_count}"
+        )
+
+
+def _wrong_passages(directory: Path, passages: Passages, manifest: IndexManifest) -> Iterator[str]:
+    if len(passages) != manifest.count:
+        yield f"{directory} holds {len(passages)} passages, the manifest says {manifest.count}"
+        return
+    ends, order, rank = passages.ends, passages.id_order, passages.id_rank
+    size_bytes = (directory / BLOB).stat().st_size
+    if len(ends) != 3 * len(order) + 1 or ends[0] or ends[-1] != size_bytes or (ends[1:] < ends[:-1]).any():
+        yield f"the ends of the strings in {directory / BLOB} do not ascend from 0 to its {size_bytes} bytes"
+        return
+    if len(rank) != len(order) or order.max() >= len(order) or (rank[order] != np.arange(len(order))).any():
+        yield f"id_order.npy and id_rank.npy in {directory} are not each other's inverse"
+        return
+    previous = b""
+    for row in order.tolist():
+        passage_id = passages.id_bytes(row)
+        if passage_id <= previous:
+            yield f"the ids in {directory} are not sorted and distinct: {passage_id!r} comes after {previous!r}"
+            return
+        previous = passage_id
+
+
+def _wrong_vectors(vectors: Embeddings, manifest: IndexManifest) -> Iterator[str]:
+    longest, not_finite = 0.0, 0
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        norms = np.linalg.norm(vectors[start : start + BLOCK_ROWS].astype(np.float64), axis=1)
+        not_finite += int((~np.isfinite(norms)).sum())
+        longest = max(longest, float(norms.max()))
+    if not_finite:
+        yield f"{not_finite} vectors hold NaN or infinity"
+    elif abs(longest - manifest.max_norm) > NORM_TOLERANCE * longest:
+        yield f"the longest vector has the norm {longest}, the manifest says {manifest.max_norm}"
+
+
+def _encode_again(
+    report: VerifyReport, passages: Passages, vectors: Embeddings, tower: Tower, sample: int, seed: int
+) -> None:
+    rows = np.sort(np.random.default_rng(seed).permutation(len(passages))[:sample])
+    texts = chunks.tokenize(passages, tower, rows)
+    for row, text in zip(rows.tolist(), texts, strict=True):
+        again = tower.encoder.encode([text.ids])[0]
+        stored = np.asarray(vectors[row])
+        error = float(np.abs(again - stored).max())
+        report.sample += 1
+        report.identical += again.tobytes() == stored.tobytes()
+        report.max_abs_error = max(report.max_abs_error, error)
+        if not error <= report.tolerance:
+            passage_id = passages.get([row], with_text=False)[0].id
+            report.failures.append(
+                f"passage {passage_id!r} (row {row}), encoded again, is off by {error:.1e} from the stored vector "
+                f"(tolerance {report.tolerance:.0e})"
+            )
