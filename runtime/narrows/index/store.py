@@ -33,7 +33,9 @@ MANIFEST, CURRENT, VECTORS, TRUNCATED = "manifest.json", "CURRENT", "index.faiss
 GENERATION_FILES = (VECTORS, TRUNCATED, *FILES)
 GENERATION = re.compile(r"g\d{6}")
 CURRENT_LINE = re.compile(rf"({GENERATION.pattern}) ([0-9a-f]{{64}})\n")
-LEFTOVER = re.compile(r"g\d{6}|\.g\d{6}\.verified|\.g\d{6}\.\d+\.partial")  # .partial: of builds before schema 2
+LEFTOVER = re.compile(  # what builds and servers that were killed may leave; .partial: of builds before schema 2
+    r"g\d{6}|\.g\d{6}\.verified|\.g\d{6}\.\d+\.partial|\.(CURRENT|\.g\d{6}\.verified)\.\d+\.tmp"
+)
 
 
 @dataclass(frozen=True, slots=True)

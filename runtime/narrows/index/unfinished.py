@@ -125,6 +125,8 @@ def find(path: Path, inputs: Inputs) -> Journal | None:
     sizes = _lengths(journal)
     if any(not (directory / name).is_file() or (directory / name).stat().st_size < sizes[name] for name in sizes):
         raise IndexFileError(f"{directory} holds less than its journal says: {advice}")
+    for half_written in directory.glob(f".{JOURNAL}.*.tmp"):
+        half_written.unlink()
     return journal
 
 
