@@ -104,7 +104,7 @@ def build_index(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bu
             journal = _store(request, inputs, tower.manifest.dim, progress)
         resumed_at = journal.encoded.rows
         journal, encode_s = _encode(path / BUILD, journal, tower, progress)
-        manifest = _manifest(bundle, request, journal, path / BUILD)
+        manifest = describe(bundle, request, journal, path / BUILD)
         generation = store.publish(path, path / BUILD, manifest)
         unfinished.finish(path, generation)
     return _report(request, generation, manifest, resumed_at, encode_s)
@@ -204,8 +204,8 @@ def _encode(directory: Path, journal: Journal, tower: Tower, progress: Progress)
     return appender.journal, time.monotonic() - started_s
 
 
-def _manifest(bundle: Bundle, request: BuildRequest, journal: Journal, directory: Path) -> IndexManifest:
-    """Describes a filled directory; hashes its files."""
+def describe(bundle: Bundle, request: BuildRequest, journal: Journal, directory: Path) -> IndexManifest:
+    """The manifest of a filled directory; hashes its files."""
     hashes = integrity.hash_files(directory / name for name in GENERATION_FILES)
     return IndexManifest(
         schema_version=store.SCHEMA_VERSION,
