@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from narrows.errors import PassageFileError
-from narrows.passage_files import read
+from narrows.passage_files import BadRow, read
 from narrows.passages import Passage
 
 HEADER = "id\ttext\ttitle\n"
@@ -351,3 +351,123 @@ def test_real_passages_in_dpr_format(shared: Path) -> None:
     rows = list(read(shared / "data" / "en" / "passages.tsv.gz"))
     assert len(rows) == 16_176
     assert not any(row.passage.text.startswith('"') or row.passage.text.endswith('"') for row in rows)
+
+
+# --- bad rows left out
+
+
+def without_bad_rows(file: Path) -> tuple[list[str], list[tuple[int, str]]]:
+    """The ids read, and line and reason of the rows that were skipped."""
+    skipped: list[BadRow] = []
+    ids = [row.passage.id for row in read(file, skipped.append)]
+    return ids, [(row.line, row.reason) for row in skipped]
+
+
+def test_bad_rows_of_a_tsv_are_skipped_by_reason(write: Write) -> None:
+    rows = [
+        b"a\tA\tT",  # line 2
+        b"b\tB",
+        b"c\tC\tT\tmore",
+        b"d\t\xff\tT",
+        b"a\tagain\tT",
+        b"\tE\tT",
+        b"x" * 513 + b"\tF\tT",
+        b"g\t\t ",
+        b'h\t"H"H\tT',  # line 9
+        b'i\t"I\n\xff\nI"\tT',  # bad on line 11
+        b'j\t"J\nJ"',
+        b"k\tK\tT",
+    ]
+    file = write("p.tsv", HEADER.encode() + b"\n".join(rows) + b"\n")
+    assert without_bad_rows(file) == (
+        ["a", "k"],
+        [
+            (3, "wrong columns"),
+            (4, "wrong columns"),
+            (5, "invalid UTF-8"),
+            (6, "duplicate id"),
+            (7, "empty id"),
+            (8, "over-long id"),
+            (9, "empty passage"),
+            (10, "malformed quoting"),
+            (12, "invalid UTF-8"),
+            (14, "wrong columns"),
+        ],
+    )
+
+
+def test_bad_lines_of_a_jsonl_are_skipped_by_reason(write: Write) -> None:
+    lines = [
+        b'{"id": "a", "text": "A"}',
+        b'{"id": "b", "text": 7}',
+        b"\xff",
+        b'{"id": "a", "text": "again"}',
+        b'{"id": "", "text": "C"}',
+        b'{"id": "d", "text": " "}',
+        b'{"id": "e", "text": "E"',
+        b"",
+        b'{"id": "f", "text": "F"}',
+    ]
+    assert without_bad_rows(write("p.jsonl", b"\n".join(lines))) == (
+        ["a", "f"],
+        [
+            (2, "malformed JSON"),
+            (3, "invalid UTF-8"),
+            (4, "duplicate id"),
+            (5, "empty id"),
+            (6, "empty passage"),
+            (7, "malformed JSON"),
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ('a\tA\tT\nb\t"never closed\tT\nc\tC\tT\nd\tD\tT\n', "3: malformed row: "),
+        ('a\tA\tT\nb\t"closed\tT\nc\t"C"\tT\nd\tD\tT\n', "3: malformed row: "),
+    ],
+)
+def test_a_malformed_row_of_several_lines_is_an_error_all_the_same(write: Write, rows: str, what: str) -> None:
+    file = write("p.tsv", (HEADER + rows).encode())
+    with pytest.raises(PassageFileError) as caught:
+        list(read(file, lambda row: None))
+    assert str(caught.value).startswith(f"{file}:{what}")
+
+
+def test_invalid_utf8_in_a_row_that_never_ends_is_an_error(write: Write) -> None:
+    file = write("p.tsv", HEADER.encode() + b'a\t"\xff\tT\nb\tB\tT\n')
+    with pytest.raises(PassageFileError, match="2: invalid UTF-8"):
+        list(read(file, lambda row: None))
+
+
+@pytest.mark.parametrize("data", [b"", b"id\ttext\n", b"a\tA\tT\n", b"\xff\n"])
+def test_another_header_is_an_error_all_the_same(write: Write, data: bytes) -> None:
+    with pytest.raises(PassageFileError):
+        list(read(write("p.tsv", data), lambda row: None))
+
+
+def test_damaged_gzip_is_an_error_all_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "p.tsv.gz"
+    file.write_bytes(gzip.compress(many_lines("tsv"))[:-9])
+    with pytest.raises(PassageFileError, match="damaged or cut off"):
+        list(read(file, lambda row: None))
+
+
+@given(data=st.binary(max_size=60), kind=st.sampled_from(["tsv", "jsonl"]))
+@REPRODUCIBLE
+def test_any_bytes_give_passages_skipped_rows_or_one_clear_error(tmp_path: Path, data: bytes, kind: str) -> None:
+    file = tmp_path / f"p.{kind}"
+    file.write_bytes((HEADER.encode() if kind == "tsv" else b"") + data)
+    skipped: list[BadRow] = []
+    try:
+        ids = [row.passage.id for row in read(file, skipped.append)]
+    except PassageFileError as error:
+        assert str(error).startswith(f"{file}:")  # noqa: PT017
+    else:
+        assert len(set(ids)) == len(ids)
+        assert len(ids) + len(skipped) <= data.count(b"\n") + data.count(b"\r") + 1
+    if not skipped:
+        return
+    with pytest.raises(PassageFileError):  # what is skipped is an error otherwise
+        list(read(file))

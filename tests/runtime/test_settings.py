@@ -17,6 +17,7 @@ KINDS: dict[str, tuple[Any, str, str, Any, list[Any]]] = {
     "max_items": (64, "1", "2", 3, [1, 2, 3]),
     "encode_threads": (0, "4", "0", 2, [4, 0, 2]),
     "passages_min_share": (0.1, "0.2", "0.3", 0.0, [0.2, 0.3, 0.0]),
+    "verify": ("stamp", '"full"', "stamp", "full", ["full", "stamp", "full"]),
     "log_level": ("info", '"debug"', "warning", "error", ["debug", "warning", "error"]),
     "device": ("auto", '"cpu"', "auto", "cpu", ["cpu", "auto", "cpu"]),
 }  # fmt: skip

@@ -125,7 +125,7 @@ def _wrong_vectors(vectors: Embeddings, manifest: IndexManifest) -> Iterator[str
         not_finite += int((~np.isfinite(norms)).sum())
         longest = max(longest, float(norms.max()))
     if not_finite:
-        yield f"{not_finite} vectors hold NaN or infinity"
+        yield f"vectors that hold NaN or infinity: {not_finite}"
     elif abs(longest - manifest.max_norm) > NORM_TOLERANCE * longest:
         yield f"the longest vector has the norm {longest}, the manifest says {manifest.max_norm}"
 

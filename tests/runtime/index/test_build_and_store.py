@@ -259,6 +259,32 @@ def test_an_unknown_variant(tmp_path: Path, small_bundle: Bundle) -> None:
     assert not (tmp_path / "x.index").exists()
 
 
+def test_bad_rows_are_skipped_counted_and_named(
+    tmp_path: Path, small_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "p.jsonl", tmp_path / "x.index"
+    good = [b'{"id": "%d", "text": "good"}\n' % n for n in range(10)]
+    file.write_bytes(b"".join([BAD_ROW, *good[:5], good[2], BAD_ROW * 6, *good[5:]]))
+    report = build(small_bundle, file, out, skip_bad=True)
+    _, manifest = read_manifest(out)
+    assert report.skipped == manifest.skipped
+    assert {reason: rows.count for reason, rows in manifest.skipped.items()} == {"malformed JSON": 7, "duplicate id": 1}
+    assert [int(place.partition(":")[0]) for place in manifest.skipped["malformed JSON"].first] == [1, 8, 9, 10, 11]
+    assert manifest.skipped["duplicate id"].first == ("7: the id '2' was used on line 4 already",)
+    assert [passage.id for passage in open_index(out, small_bundle, 1).passages.get(range(10))] == [*"0123456789"]
+    main(["index", "info", str(out)])
+    printed = capsys.readouterr().out
+    assert "skipped     7 rows: malformed JSON (at line 1, 8, 9, 10, 11, ...; the first: expected " in printed
+    assert "skipped     1 row: duplicate id (at line 7; the first: the id '2' was used on line 4 already)" in printed
+
+
+def test_nothing_but_bad_rows(tmp_path: Path, small_bundle: Bundle) -> None:
+    (tmp_path / "p.jsonl").write_bytes(BAD_ROW * 3)
+    with pytest.raises(PassageFileError, match=r"holds no passages \(3 bad rows were skipped\)"):
+        build(small_bundle, tmp_path / "p.jsonl", tmp_path / "x.index", skip_bad=True)
+    assert not (tmp_path / "x.index").exists()
+
+
 # --- where an index may be built
 
 
@@ -321,6 +347,15 @@ def test_what_crashes_left_is_built_over_and_removed(tmp_path: Path, small_bundl
     open_index(copy, small_bundle, 1)
 
 
+def test_stamps_of_other_generations_and_half_written_ones_go(tmp_path: Path, small_bundle: Bundle, copy: Path) -> None:
+    open_index(copy, small_bundle, 1, "stamp")
+    assert (copy / ".g000001.verified").exists()
+    (copy / "..g000001.verified.17.tmp").write_bytes(b"half")
+    (copy / ".CURRENT.17.tmp").write_bytes(b"half")
+    build(small_bundle, write_jsonl(tmp_path / "p.jsonl", SOME), copy, replace=True)
+    assert sorted(path.name for path in copy.iterdir()) == ["CURRENT", "g000002"]
+
+
 # --- opening
 
 
@@ -354,6 +389,18 @@ def test_flipped_byte(copy: Path, small_bundle: Bundle, name: str) -> None:
     for place in (0, 30, len(good) // 2, len(good) - 1):
         file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
         assert refusal(copy, small_bundle).startswith(f"{file} does not match the manifest")
+
+
+@pytest.mark.parametrize("name", [*FILES_OF_A_GENERATION, "truncated.jsonl"])
+def test_a_stamp_spares_the_hashing_until_a_file_changes(copy: Path, small_bundle: Bundle, name: str) -> None:
+    assert open_index(copy, small_bundle, 1, "stamp").generation == "g000001"
+    stamp = (copy / ".g000001.verified").read_bytes()
+    open_index(copy, small_bundle, 1, "stamp")
+    assert (copy / ".g000001.verified").read_bytes() == stamp
+    file = copy / "g000001" / name
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(IndexFileError, match=f"{name} does not match the manifest"):
+        open_index(copy, small_bundle, 1, "stamp")
 
 
 @pytest.mark.parametrize("name", FILES_OF_A_GENERATION)

@@ -1,0 +1,400 @@
+"""A build that is stopped at any moment goes on where it was, to the same bytes; and nothing half-written opens."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from server_process import NARROWS, run_narrows
+
+from narrows.bundle import Bundle
+from narrows.cli.main import main
+from narrows.errors import IndexFileError, PassageFileError
+from narrows.index import build as builds
+from narrows.index import chunks
+from narrows.index.build import BuildReport, BuildRequest, Progress, build_index
+from narrows.index.store import open_index, read_manifest
+
+KILLS = Path(__file__).parent / "kills.py"
+
+
+def write_passages(file: Path, count: int, words: int = 1) -> Path:
+    """`count` passages; every seventh is too long for the tower."""
+    with file.open("w", encoding="utf-8") as stream:
+        for number in range(count):
+            length = 300 if number % 7 == 3 else words + number % 5
+            stream.write(json.dumps({"id": f"id-{number}", "text": f"{number} " + "word " * length}) + "\n")
+    return file
+
+
+@pytest.fixture
+def passages(tmp_path: Path) -> Path:
+    return write_passages(tmp_path / "p.jsonl", 30)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 8 passages, and little measuring."""
+    monkeypatch.setattr(chunks, "CHUNK_PASSAGES", 8)
+    monkeypatch.setattr(builds, "COSTS_BUDGET_MS", 20.0)
+
+
+class Stop(Progress):
+    """Interrupts a build when so many passages are encoded; notes where it began."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.left = at
+        self.resumed: tuple[int, int] | None = None
+        self.to_encode = 0
+        self.read = 0
+
+    def reading(self, passages: int) -> None:
+        self.read = passages
+
+    def resuming(self, encoded: int, passages: int) -> None:
+        self.resumed = (encoded, passages)
+
+    def estimated(self, passages: int, seconds: float) -> None:
+        self.to_encode = passages
+
+    def encoded(self, passages: int) -> None:
+        if self.left is not None:
+            self.left -= passages
+            if self.left <= 0:
+                raise KeyboardInterrupt
+
+
+def build(bundle: Bundle, passages: Path, out: Path, progress: Progress | None = None, **more: object) -> BuildReport:
+    request = BuildRequest(passages, out, name="x", variant="fp32", threads=1)
+    return build_index(bundle, replace(request, **more), progress or Progress())
+
+
+def stopped(bundle: Bundle, passages: Path, out: Path, at: int, **more: object) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build(bundle, passages, out, Stop(at), **more)
+
+
+def tree(path: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(path)): p.read_bytes() if p.is_file() else None for p in sorted(path.rglob("*"))}
+
+
+# --- going on
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("at", "kept"), [(1, 0), (9, 8), (24, 16), (30, 24)])
+def test_a_stopped_build_goes_on_to_the_same_bytes(
+    tmp_path: Path, small_bundle: Bundle, passages: Path, at: int, kept: int
+) -> None:
+    build(small_bundle, passages, tmp_path / "whole.index")
+    out = tmp_path / "x.index"
+    stopped(small_bundle, passages, out, at)
+    assert [path.name for path in out.iterdir()] == [".build"]
+    progress = Stop()
+    report = build(small_bundle, passages, out, progress)
+    assert (progress.resumed, progress.to_encode, progress.read) == ((kept, 30), 30 - kept, 0)
+    assert (report.resumed_at, report.generation, report.count) == (kept, "g000001", 30)
+    assert report.passages_per_s == pytest.approx((30 - kept) / report.encode_s)
+    assert tree(out) == tree(tmp_path / "whole.index")
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_build_may_be_stopped_again_and_again(tmp_path: Path, small_bundle: Bundle, passages: Path) -> None:
+    build(small_bundle, passages, tmp_path / "whole.index")
+    out = tmp_path / "x.index"
+    for _ in range(3):
+        stopped(small_bundle, passages, out, 9)  # one chunk more each time
+    assert build(small_bundle, passages, out).resumed_at == 24
+    assert tree(out) == tree(tmp_path / "whole.index")
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_threads_name_and_chunks_may_change_in_between(
+    tmp_path: Path, small_bundle: Bundle, passages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(small_bundle, passages, tmp_path / "whole.index", name="other")
+    out = tmp_path / "x.index"
+    stopped(small_bundle, passages, out, 9)
+    monkeypatch.setattr(chunks, "CHUNK_PASSAGES", 5)
+    assert build(small_bundle, passages, out, threads=2, name="other").resumed_at == 8
+    assert tree(out) == tree(tmp_path / "whole.index")
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_the_next_generation_goes_on_too(tmp_path: Path, small_bundle: Bundle, passages: Path) -> None:
+    out = tmp_path / "x.index"
+    build(small_bundle, write_passages(tmp_path / "old.jsonl", 5), out)
+    before = tree(out)
+    stopped(small_bundle, passages, out, 9, replace=True)
+    assert {name: data for name, data in tree(out).items() if not name.startswith(".build")} == before
+    assert open_index(out, small_bundle, 1).generation == "g000001"
+    with pytest.raises(IndexFileError, match="give --replace"):
+        build(small_bundle, passages, out)
+    report = build(small_bundle, passages, out, replace=True)
+    assert (report.generation, report.resumed_at) == ("g000002", 8)
+    assert sorted(path.name for path in out.iterdir()) == ["CURRENT", "g000002"]
+
+
+# --- other inputs
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_other_passages_are_refused_and_never_mixed(tmp_path: Path, small_bundle: Bundle, passages: Path) -> None:
+    out = tmp_path / "x.index"
+    stopped(small_bundle, passages, out, 9)
+    before = tree(out)
+    other = write_passages(tmp_path / "other.jsonl", 30, words=2)
+    message = re.escape(f"{out} holds an unfinished build of other inputs (not the same: passage file); 8 of its 30 ")
+    with pytest.raises(IndexFileError, match=f"{message}.*--restart"):
+        build(small_bundle, other, out)
+    with pytest.raises(IndexFileError, match="not the same: --skip-bad"):
+        build(small_bundle, passages, out, skip_bad=True)
+    assert tree(out) == before
+    report = build(small_bundle, other, out, restart=True)
+    assert report.resumed_at == 0
+    build(small_bundle, other, tmp_path / "whole.index")
+    assert tree(out) == tree(tmp_path / "whole.index")
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_build_with_nothing_encoded_gives_way_to_another(
+    tmp_path: Path, small_bundle: Bundle, passages: Path
+) -> None:
+    out = tmp_path / "x.index"
+    stopped(small_bundle, passages, out, 1)
+    other = write_passages(tmp_path / "other.jsonl", 4)
+    assert build(small_bundle, other, out).count == 4
+    assert sorted(path.name for path in out.iterdir()) == ["CURRENT", "g000001"]
+
+
+def cut(file: str) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        (directory / file).write_bytes((directory / file).read_bytes()[:-1])
+
+    return damage
+
+
+def remove_vectors(directory: Path) -> None:
+    (directory / "index.faiss").unlink()
+
+
+def another_version(directory: Path) -> None:
+    journal = directory / "journal.json"
+    journal.write_bytes(journal.read_bytes().replace(b'"schema_version": 1', b'"schema_version": 9'))
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (cut("index.faiss"), "holds less than its journal says"),
+        (cut("truncated.jsonl"), "holds less than its journal says"),
+        (remove_vectors, "holds less than its journal says"),
+        (lambda directory: (directory / "journal.json").write_bytes(b"{"), "the unfinished build cannot go on"),
+        (another_version, "schema version 9"),
+    ],
+)
+def test_a_damaged_build_is_refused(
+    tmp_path: Path, small_bundle: Bundle, passages: Path, damage: Callable[[Path], None], what: str
+) -> None:
+    out = tmp_path / "x.index"
+    stopped(small_bundle, passages, out, 9)
+    damage(out / ".build")
+    with pytest.raises(IndexFileError, match=f"{what}.*--restart"):
+        build(small_bundle, passages, out)
+    assert build(small_bundle, passages, out, restart=True).count == 30
+
+
+def test_a_passage_file_that_cannot_be_read(tmp_path: Path, small_bundle: Bundle) -> None:
+    with pytest.raises(PassageFileError, match=r"none\.tsv:1: cannot be read: No such file"):
+        build(small_bundle, tmp_path / "none.tsv", tmp_path / "x.index")
+    assert not (tmp_path / "x.index").exists()
+
+
+# --- kills
+
+
+@pytest.mark.parametrize(
+    ("torn", "replacing"),
+    [
+        pytest.param(0, 0, marks=pytest.mark.slow),
+        pytest.param(0, 1, marks=pytest.mark.slow),
+        pytest.param(1, 0, marks=pytest.mark.slow),
+        (1, 1),
+    ],
+)
+def test_killed_at_every_write_point(
+    tmp_path: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, torn: int, replacing: int
+) -> None:
+    monkeypatch.setattr(builds, "COSTS_BUDGET_MS", 20.0)
+    out, old = tmp_path / "x.index", "g000001" if replacing else ""
+    if replacing:
+        build(small_bundle, write_passages(tmp_path / "old.jsonl", 5), out)
+    passages = write_passages(tmp_path / "p.jsonl", 10)
+    done = subprocess.run(
+        [sys.executable, str(KILLS), str(small_bundle.path), str(passages), str(out), str(torn), "1", "1"],
+        capture_output=True, text=True, timeout=250, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kills = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [kill["kill_at"] for kill in kills] == list(range(1, kills[0]["of"] + 1))
+    assert len(kills) > 40
+    new = "g000002" if replacing else "g000001"
+    serving = [kill["serving"] for kill in kills]
+    assert serving == sorted(serving)  # first the old one, or none, then the new one
+    assert set(serving) == {old, new}
+    for kill in kills[:-1]:
+        assert kill["same"], kill
+        assert kill["generation"] == new
+        assert kill["resumed_at"] == kill["encoded"], "work that was on the disk was thrown away"
+    assert {kill["encoded"] for kill in kills} == {0, 4, 8, 10}
+    # Killed after everything but the sync of one deletion: the build was done, and the command begins the next one.
+    last = kills[-1]
+    assert ("refused" in last and last["same"]) or (replacing and last["generation"] == "g000003")
+
+
+def command(bundle: Bundle, passages: Path, out: Path, *flags: str) -> list[str]:
+    arguments = ["--bundle", str(bundle.path), "--passages", str(passages), "--out", str(out), "--threads", "1"]
+    return ["index", "build", *arguments, *flags]
+
+
+@pytest.fixture(scope="module")
+def many_passages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_passages(tmp_path_factory.mktemp("many") / "p.jsonl", 3000, words=60)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_the_command_stopped_by_a_signal_goes_on(
+    tmp_path: Path, small_bundle: Bundle, many_passages: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "x.index"
+    arguments = command(small_bundle, many_passages, out)
+    with subprocess.Popen([*NARROWS, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = b""
+        while (
+            not (out / ".build" / "journal.json").exists()
+            or b'"rows": 0' in (out / ".build" / "journal.json").read_bytes()
+        ):
+            more = os.read(process.stderr.fileno(), 65_536)
+            assert more, said.decode()
+            said += more
+        process.send_signal(number)
+        said = process.stderr.read()
+    kept = json.loads((out / ".build" / "journal.json").read_bytes())["encoded"]["rows"]
+    assert 0 < kept < 3000
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"narrows: interrupted; {kept} of 3000 passages are encoded and kept: the same command".encode() in said
+    else:
+        assert process.returncode == -number
+    done = run_narrows(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert f"resuming at {kept} of 3000 passages" in done.stderr
+    assert json.loads(done.stdout)["resumed_at"] == kept
+    opened = open_index(out, small_bundle, 1)
+    assert opened.vectors.count == 3000
+    assert np.isfinite(opened.vectors.vectors).all()
+
+
+# --- what the kernel is asked, in which order
+
+CALL = re.compile(
+    r"(?P<of>write|fsync)\(\d+<(?P<opened>[^>]*)>|(?P<on>rename|unlink)\w*\((?:AT_FDCWD\S*, )?\"(?P<named>[^\"]*)\""
+)
+
+
+def test_the_command_syncs_before_it_promises(tmp_path: Path, small_bundle: Bundle, passages: Path) -> None:
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("needs strace")
+    out, log = tmp_path / "x.index", tmp_path / "calls"
+    done = subprocess.run(
+        [strace, "-f", "-y", "-o", str(log), "-e", "trace=write,fsync,rename,renameat,renameat2,unlink,unlinkat",
+         *NARROWS, *command(small_bundle, passages, out)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode and "ptrace" in done.stderr:
+        pytest.skip(f"strace may not trace here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    calls: list[tuple[str, str]] = []
+    for line in log.read_text("utf-8").splitlines():
+        match = CALL.search(line)
+        if match is None or " = -1 ENOENT" in line:  # unlink of a temporary name that was renamed
+            continue
+        call, path = match["of"] or match["on"], Path(match["opened"] or match["named"])
+        if path == tmp_path or out == path or out in path.parents:
+            name = re.sub(r"\.\d+\.tmp", ".tmp", path.relative_to(tmp_path).as_posix().removeprefix("x.index/"))
+            if not calls or calls[-1] != (call, name):  # a file is written in several calls
+                calls.append((call, name))
+        elif call == "write" and "wrote " in line:
+            calls.append((call, "stdout"))
+    journal = [
+        ("write", ".build/.journal.json.tmp"), ("fsync", ".build/.journal.json.tmp"),
+        ("rename", ".build/.journal.json.tmp"), ("fsync", ".build"),
+    ]  # fmt: skip
+    stored = {"passages.blob", "passages.ends.npy", "id_order.npy", "id_rank.npy", "index.faiss", "truncated.jsonl"}
+
+    def up_to(last: tuple[str, str]) -> list[tuple[str, str]]:
+        """Takes the calls up to one."""
+        place = calls.index(last) + 1
+        taken, calls[:] = calls[:place], calls[place:]
+        return taken
+
+    # The passages: each file, their directory, then the journal that vouches for them.
+    first = up_to(("rename", ".build/.journal.json.tmp"))
+    assert first[-3:] == journal[:3]
+    synced = [name for call, name in first if call == "fsync"]
+    assert {f".build/{name}" for name in stored} <= set(synced[: synced.index(".build")])
+    for name in stored - {"truncated.jsonl"}:
+        assert first.index(("write", f".build/{name}")) < first.index(("fsync", f".build/{name}"))
+    assert up_to(("fsync", ".build")) == journal[3:]
+    # A chunk: vectors and cut passages, then the journal that counts them.
+    chunk = up_to(("fsync", ".build"))
+    assert chunk[-4:] == journal
+    vectors, truncated = ".build/index.faiss", ".build/truncated.jsonl"
+    assert chunk[:-4] == [("write", vectors), ("fsync", vectors), ("write", truncated), ("fsync", truncated)]
+    # The generation: every file and the directory, the rename, then CURRENT, then the last of the build, then success.
+    sealed = up_to(("rename", ".build"))
+    assert sealed[0] == ("write", ".build/manifest.json")
+    names = {f".build/{name}" for name in (*stored, "manifest.json", "journal.json")}
+    assert {name for call, name in sealed[1:-2] if call == "fsync"} == names
+    assert sealed[-2:] == [("fsync", ".build"), ("rename", ".build")]
+    assert calls == [
+        ("fsync", "x.index"),
+        ("write", ".CURRENT.tmp"), ("fsync", ".CURRENT.tmp"), ("rename", ".CURRENT.tmp"), ("fsync", "x.index"),
+        ("unlink", "g000001/journal.json"), ("fsync", "g000001"),
+        ("write", "stdout"),
+    ]  # fmt: skip
+
+
+# --- the command line
+
+
+def test_cli_restart_and_truncated_report(
+    tmp_path: Path, small_bundle: Bundle, passages: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, report = tmp_path / "x.index", tmp_path / "cut.jsonl"
+    status = main(command(small_bundle, passages, out, "--restart", "--truncated-report", str(report)))
+    assert status == 0
+    assert "; 4 passages were cut to the tower's length (" in capsys.readouterr().out
+    assert [json.loads(line)["id"] for line in report.read_text("utf-8").splitlines()] == [
+        "id-3", "id-10", "id-17", "id-24",
+    ]  # fmt: skip
+    assert report.read_bytes() == (out / "g000001" / "truncated.jsonl").read_bytes()
+    generation, manifest = read_manifest(out)
+    assert main(["index", "info", str(out)]) == 0
+    share = manifest.cut_token_count / manifest.token_count
+    assert f"4 passages were cut to the tower's length ({share:.2%} of all tokens)" in capsys.readouterr().out
+    assert 0.1 < share < 0.9
+    assert generation == "g000001"
