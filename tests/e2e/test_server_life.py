@@ -1,6 +1,8 @@
 """Start, health, reflection, overload, deadlines, shutdown: with real processes and real signals."""
 
 import contextlib
+import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -202,3 +204,34 @@ def test_an_unreachable_server_is_unavailable() -> None:
 def test_a_message_over_grpcs_limit_is_an_invalid_request(client: Client) -> None:
     with pytest.raises(InvalidRequestError):
         client.encode_passages([("", "x" * 2_000_000)])
+
+
+def test_files_are_hashed_at_the_first_start_then_only_if_they_changed(
+    tmp_path: Path, small_bundle: Bundle, small_index: Path
+) -> None:
+    bundle = shutil.copytree(small_bundle.path, tmp_path / "b", ignore=shutil.ignore_patterns(".*"))
+    index = shutil.copytree(small_index, tmp_path / "i", ignore=shutil.ignore_patterns(".*"))
+    with server(bundle, index):
+        stamp = index / ".g000001.verified"
+        forged = json.loads(stamp.read_bytes())
+        assert (bundle / ".verified").exists()
+    blob = index / "g000001" / "passages.blob"
+    blob.write_bytes(blob.read_bytes().swapcase())
+    command = ["serve", "--bundle", str(bundle), "--index", str(index), "--listen", "127.0.0.1:0"]
+    done = run_narrows(*command)
+    assert (done.returncode, "passages.blob does not match the manifest" in done.stderr) == (1, True)
+    # A stamp that fits the changed file stands for a change that no stamp can see; full reads the bytes.
+    assert not stamp.exists(), "a failed check takes the stamp away"
+    for name in forged["files"]:
+        found = (index / "g000001" / name).stat()
+        forged["files"][name] = {
+            "size_bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns,
+            "inode": found.st_ino,
+        }  # fmt: skip
+    stamp.write_text(json.dumps(forged))
+    with server(bundle, index):
+        pass
+    done = run_narrows(*command, "--verify", "full")
+    assert (done.returncode, "passages.blob does not match the manifest" in done.stderr) == (1, True)
+    done = run_narrows(*command, "--verify", "never")
+    assert "--verify must be full or stamp, not 'never'" in done.stderr

@@ -184,7 +184,8 @@ def _skipped(skipped: "dict[str, SkippedRows]") -> Iterator[str]:
     for reason, rows in skipped.items():
         places = ", ".join(place.partition(":")[0] for place in rows.first)
         more = ", ..." if rows.count > len(rows.first) else ""
-        yield f"{rows.count} row{'s' * (rows.count > 1)}: {reason} (at line {places}{more}; the first: {rows.first[0].partition(': ')[2]})"
+        first = rows.first[0].partition(": ")[2]
+        yield f"{rows.count} row{'s' * (rows.count > 1)}: {reason} (at line {places}{more}; the first: {first})"
 
 
 def run_verify(options: argparse.Namespace) -> int:
