@@ -1,13 +1,13 @@
 """The server's settings: one frozen object, built once, passed down.
 
 A value comes from the first of these that has it: command-line flag, environment variable NARROWS_<NAME>, the TOML
-file, the default.
+file, the default. A setting is one field of ServerSettings: default, meaning and bounds stand there and nowhere else.
 """
 
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,54 +17,92 @@ ENVIRONMENT_PREFIX = "NARROWS_"
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """What a setting means and which values it may have. `bounds` make it a number, `choices` one of some words."""
+
+    meaning: str
+    bounds: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+    flag: bool = False  # `narrows serve` has a flag for it
+
+
+def _setting(
+    default: Any,  # noqa: ANN401  (of the field's own type)
+    meaning: str,
+    bounds: tuple[float, float] | None = None,
+    choices: tuple[str, ...] = (),
+    *,
+    flag: bool = False,
+) -> Any:  # noqa: ANN401  (a dataclass field, which stands for its value)
+    return field(default=default, metadata={"about": About(meaning, bounds, choices, flag)})
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """What `narrows serve` runs with. 0 threads means all cores that the process may use."""
+    """What `narrows serve` runs with."""
 
-    bundle: Path
-    index: Path | None = None  # without one, only Encode and Tokenize are served
-    listen: str = "127.0.0.1:50051"
-    device: str = "auto"
-    encode_threads: int = 0
-    search_threads: int = 0
-    max_items: int = 64
-    max_ids: int = 1000
-    max_k: int = 1000
-    max_text_bytes: int = 16_384
-    max_reply_bytes: int = 3_670_016  # 3.5 MiB: clients accept 4 MiB by default
-    max_stream_in_flight: int = 64
-    max_queued_questions: int = 2048
-    max_queued_passages: int = 512
-    passages_min_share: float = 0.1
-    default_deadline_ms: int = 10_000
-    warmup_budget_ms: int = 1500
-    drain_ms: int = 10_000
-    verify: Literal["full", "stamp"] = "stamp"  # full: hash every file at each start
-    log_level: str = "info"
+    bundle: Path = field(metadata={"about": About("bundle of towers", flag=True)})
+    index: Path | None = _setting(None, "index to search; without one only Encode and Tokenize answer", flag=True)  # noqa: RUF009
+    listen: str = _setting("127.0.0.1:50051", "HOST:PORT; port 0 picks a free one", flag=True)
+    device: str = _setting("auto", "where the towers run; both are the CPU so far", choices=("auto", "cpu"), flag=True)
+    encode_threads: int = _setting(0, "threads of the encoder; 0 is all cores it may use", (0, 1024), flag=True)
+    search_threads: int = _setting(0, "threads of the index; 0 is all cores it may use", (0, 1024), flag=True)
+    max_items: int = _setting(64, "texts or embeddings in one call", (1, 100_000))
+    max_ids: int = _setting(1000, "ids in one GetPassages call", (1, 100_000))
+    max_k: int = _setting(1000, "passages for each question", (1, 1_000_000))
+    max_text_bytes: int = _setting(16_384, "size of one text, title included", (1, 2**30))
+    max_reply_bytes: int = _setting(3_670_016, "larger replies are refused; clients accept 4 MiB", (1024, 2**30))
+    max_stream_in_flight: int = _setting(64, "requests of one stream that are answered at a time", (1, 100_000))
+    max_queued_questions: int = _setting(2048, "questions that may wait; at least max_items", (1, 10_000_000))
+    max_queued_passages: int = _setting(512, "passages that may wait; at least max_items", (1, 10_000_000))
+    passages_min_share: float = _setting(0.1, "passages' share of the encoder while questions wait", (0.0, 0.9))
+    default_deadline_ms: int = _setting(10_000, "deadline of calls that set none", (1, 86_400_000))
+    warmup_budget_ms: int = _setting(1500, "time for measuring batches at start", (0, 600_000))
+    drain_ms: int = _setting(10_000, "how long calls in flight may take after SIGTERM", (0, 3_600_000))
+    verify: Literal["full", "stamp"] = _setting(
+        "stamp", "full hashes every file at each start, stamp what changed since", choices=("full", "stamp"), flag=True
+    )
+    log_level: str = _setting(
+        "info", "the least severe messages to log", choices=("debug", "info", "warning", "error"), flag=True
+    )
 
 
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "encode_threads": (0, 1024),
-    "search_threads": (0, 1024),
-    "max_items": (1, 100_000),
-    "max_ids": (1, 100_000),
-    "max_k": (1, 1_000_000),
-    "max_text_bytes": (1, 2**30),
-    "max_reply_bytes": (1024, 2**30),
-    "max_stream_in_flight": (1, 100_000),
-    "max_queued_questions": (1, 10_000_000),
-    "max_queued_passages": (1, 10_000_000),
-    "passages_min_share": (0.0, 0.9),
-    "default_deadline_ms": (1, 86_400_000),
-    "warmup_budget_ms": (0, 600_000),
-    "drain_ms": (0, 3_600_000),
+ABOUT: dict[str, About] = {setting.name: setting.metadata["about"] for setting in fields(ServerSettings)}
+DEFAULTS: dict[str, Any] = {
+    setting.name: setting.default for setting in fields(ServerSettings) if setting.default is not MISSING
 }
-_CHOICES = {"device": ("auto", "cpu"), "verify": ("full", "stamp"), "log_level": ("debug", "info", "warning", "error")}
+NAMES = tuple(ABOUT)
 _ADDRESS = re.compile(r"\S+:[0-9]{1,5}")
-NAMES = tuple(field.name for field in fields(ServerSettings))
 
 
-def load(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None) -> ServerSettings:
-    """Builds the settings.
+def flag(name: str) -> str:
+    """A setting's flag."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """A setting's environment variable."""
+    return ENVIRONMENT_PREFIX + name.upper()
+
+
+def allowed(name: str) -> str:
+    """The values that a setting may have, for people: `1 to 1000`, `auto or cpu`, or nothing where any will do."""
+    about = ABOUT[name]
+    if about.bounds is not None:
+        return f"{about.bounds[0]} to {about.bounds[1]}"
+    return " or ".join(about.choices)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A setting's checked value, and where it came from: `--max-k`, `NARROWS_MAX_K`, `FILE: max_k`, or `default`."""
+
+    value: Any
+    origin: str
+
+
+def resolve(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None) -> dict[str, Value]:
+    """Finds the value of every setting, in the order of ServerSettings; `bundle` is left out where nothing names one.
 
     Args:
         flags: values from the command line by setting name; None means not given.
@@ -74,26 +112,34 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | 
     Raises:
         SettingsError: an unreadable file, an unknown name, a value of the wrong type or out of bounds; says where.
     """
-    values: dict[str, tuple[Any, str]] = {}  # name -> value, where it came from
+    given: dict[str, Value] = {}
     if file is not None:
-        for name, value in _read_toml(file).items():
-            values[name] = (value, f"{file}: {name}")
+        given |= {name: Value(value, f"{file}: {name}") for name, value in _read_toml(file).items()}
     for name in NAMES:
-        variable = ENVIRONMENT_PREFIX + name.upper()
-        if environment.get(variable, "") != "":
-            values[name] = (environment[variable], variable)
-    for name, value in flags.items():
-        if value is not None:
-            values[name] = (value, "--" + name.replace("_", "-"))
+        if environment.get(variable(name), "") != "":
+            given[name] = Value(environment[variable(name)], variable(name))
+    given |= {name: Value(value, flag(name)) for name, value in flags.items() if value is not None}
+
+    values = {name: Value(default, "default") for name, default in DEFAULTS.items()}
+    values |= {name: Value(_checked(name, value.value, value.origin), value.origin) for name, value in given.items()}
+    for name in ("max_queued_questions", "max_queued_passages"):
+        if values[name].value < values["max_items"].value:
+            raise SettingsError(
+                f"{name} must be at least max_items ({values['max_items'].value}): no full call would ever fit"
+            )
+    return {name: values[name] for name in NAMES if name in values}
+
+
+def load(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None) -> ServerSettings:
+    """Builds the settings from what `resolve` finds.
+
+    Raises:
+        SettingsError: as `resolve`; or nothing names a bundle.
+    """
+    values = resolve(flags, environment, file)
     if "bundle" not in values:
         raise SettingsError("which bundle? Give --bundle, NARROWS_BUNDLE, or `bundle` in the configuration file")
-    settings = ServerSettings(**{name: _checked(name, value, origin) for name, (value, origin) in values.items()})
-    for name in ("max_queued_questions", "max_queued_passages"):
-        if getattr(settings, name) < settings.max_items:
-            raise SettingsError(
-                f"{name} must be at least max_items ({settings.max_items}): no full call would ever fit"
-            )
-    return settings
+    return ServerSettings(**{name: found.value for name, found in values.items()})
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -122,12 +168,13 @@ def _checked(name: str, value: Any, origin: str) -> Any:  # noqa: ANN401  (any T
         if not isinstance(value, str) or not _ADDRESS.fullmatch(value) or int(value.rpartition(":")[2]) > 65_535:
             raise SettingsError(f"{origin} must be HOST:PORT, such as 127.0.0.1:50051, not {value!r}")
         return value
-    if name not in _BOUNDS:
-        if not isinstance(value, str) or value not in _CHOICES.get(name, (value,)):
-            raise SettingsError(f"{origin} must be {' or '.join(_CHOICES.get(name, ('text',)))}, not {value!r}")
+    about = ABOUT[name]
+    if about.bounds is None:
+        if not isinstance(value, str) or value not in (about.choices or (value,)):
+            raise SettingsError(f"{origin} must be {' or '.join(about.choices) or 'text'}, not {value!r}")
         return value
-    kind = float if name == "passages_min_share" else int
-    low, high = _BOUNDS[name]
+    kind = type(DEFAULTS[name])
+    low, high = about.bounds
     try:
         number = kind(value)
         fits = not isinstance(value, bool) and number == float(value) and low <= number <= high
