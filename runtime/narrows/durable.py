@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 def fsync_path(path: Path) -> None:
@@ -31,9 +32,17 @@ def sync_tree(directory: Path) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Replaces `path` by a file holding `data`: whole, or not at all."""
+    with new_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file that takes the place of `path` when the block ends without an exception: whole, or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            yield file
         fsync_path(temporary)
         temporary.rename(path)
     finally:

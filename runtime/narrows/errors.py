@@ -62,7 +62,7 @@ class IndexFileError(NarrowsError):
 
 
 class PassageFileError(NarrowsError):
-    """A passage file breaks its format. The message starts with file and line."""
+    """A file of passages or documents breaks its format. The message starts with file and line."""
 
 
 class CheckpointError(NarrowsError):

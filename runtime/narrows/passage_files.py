@@ -1,4 +1,4 @@
-"""Passage files: DPR's psgs_w100.tsv and JSON lines, plain or gzipped, read strictly.
+"""Passage files: DPR's psgs_w100.tsv and JSON lines, plain or gzipped, read strictly and written so as to be read.
 
 TSV: a header `id text title`, tab-separated, csv-quoted. Like the original DPR (CsvCtxSrc in its retriever data
 sources) it strips the quotation marks that surround a text after csv has read it.
@@ -11,19 +11,23 @@ several lines, whose quotation mark may have swallowed any number of good rows.
 
 import csv
 import gzip
-import zlib
+import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import msgspec
 
+from narrows import durable
 from narrows.errors import PassageFileError
 from narrows.passages import Passage
+from narrows.text_lines import TextLines, is_gzip, kind
 
 MAX_ID_BYTES = 512
 TSV_HEADER = ["id", "text", "title"]
+_NEEDS_QUOTES = re.compile('[\t\r\n"]')
 
 
 class _Object(msgspec.Struct):
@@ -62,65 +66,67 @@ def read(file: Path, skip: Callable[[BadRow], None] | None = None) -> Iterator[R
         PassageFileError: anything that breaks the format, with file and line: a bad row (without `skip`), another
             header, a malformed row of several lines, a damaged gzip file, a file that cannot be read.
     """
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
-    if kind not in (".tsv", ".jsonl"):
-        raise PassageFileError(f"{file}: expected a name ending in .tsv, .tsv.gz, .jsonl or .jsonl.gz")
+    suffix = _kind(file)
     first_line: dict[str, int] = {}
     lines = _Lines(file)
-    try:
-        for row in _read_tsv(lines) if kind == ".tsv" else _read_jsonl(lines):
-            if isinstance(row, Row):
-                earlier = first_line.setdefault(row.passage.id, row.line)
-                if earlier == row.line:
-                    yield row
-                    continue
-                message = f"the id {row.passage.id!r} was used on line {earlier} already"
-                row = BadRow(row.line, "duplicate id", message)
-            if skip is None:
-                raise lines.error(row.message, row.line)
-            skip(row)
-    except OSError as error:  # gzip.BadGzipFile is one of them
-        raise lines.error(f"cannot be read: {error.strerror or error}") from None
-    except (EOFError, zlib.error) as error:
-        raise lines.error(f"the gzip data is damaged or cut off: {error}") from None
+    for row in _read_tsv(lines) if suffix == ".tsv" else _read_jsonl(lines):
+        if isinstance(row, Row):
+            earlier = first_line.setdefault(row.passage.id, row.line)
+            if earlier == row.line:
+                yield row
+                continue
+            message = f"the id {row.passage.id!r} was used on line {earlier} already"
+            row = BadRow(row.line, "duplicate id", message)
+        if skip is None:
+            raise lines.error(row.message, row.line)
+        skip(row)
 
 
-class _Lines:
-    """The decoded lines of a file; counts them, so that an error can say where.
+@contextmanager
+def writer(file: Path) -> Iterator[Callable[[Passage], None]]:
+    """Yields what writes one passage to a file that `read` takes; the file is there, whole, when the block ends.
 
-    A line of invalid UTF-8 is decoded with replacements, so that a row of several lines keeps its end, and noted.
+    The bytes depend on the passages alone. A text's own quotation marks at its ends are lost to whoever reads a .tsv,
+    as above; .jsonl keeps everything.
+
+    Raises:
+        PassageFileError: the name ends in none of the known suffixes, or a passage does not fit the format.
     """
+    is_tsv = _kind(file) == ".tsv"
+    with ExitStack() as files:
+        raw = files.enter_context(durable.new_file(file))
+        # No name and no time in the gzip header: the same passages give the same bytes.
+        stream = files.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0)) if is_gzip(file) else raw
+        if is_tsv:
+            stream.write("\t".join(TSV_HEADER).encode() + b"\n")
+
+        def write(passage: Passage) -> None:
+            stream.write(_tsv_row(file, passage) if is_tsv else _jsonl_row(passage))
+
+        yield write
+
+
+def _kind(file: Path) -> str:
+    suffix = kind(file)
+    if suffix not in (".tsv", ".jsonl"):
+        raise PassageFileError(f"{file}: expected a name ending in .tsv, .tsv.gz, .jsonl or .jsonl.gz")
+    return suffix
+
+
+class _Lines(TextLines):
+    """The lines of a passage file; one of invalid UTF-8 is noted, because it makes a bad row."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
-        self._invalid: BadRow | None = None
-        self.number = 0
-
-    def __iter__(self) -> Iterator[str]:
-        with self._open() as stream:
-            for raw in stream:
-                self.number += 1
-                try:
-                    line = raw.decode()
-                except UnicodeDecodeError as error:
-                    message = f"invalid UTF-8 at byte {error.start + 1} of the line"
-                    self._invalid = self._invalid or BadRow(self.number, "invalid UTF-8", message)
-                    line = raw.decode(errors="replace")
-                yield line.removeprefix("\ufeff") if self.number == 1 else line
+        super().__init__(file, PassageFileError, self._note)
+        self._noted: BadRow | None = None
 
     def take_invalid(self) -> BadRow | None:
         """The first line of invalid UTF-8 since the last call."""
-        invalid, self._invalid = self._invalid, None
-        return invalid
+        noted, self._noted = self._noted, None
+        return noted
 
-    def _open(self) -> BinaryIO:
-        if self._file.suffix.lower() == ".gz":
-            return gzip.open(self._file, "rb")  # type: ignore[return-value]
-        return self._file.open("rb")
-
-    def error(self, what: str, line: int | None = None) -> PassageFileError:
-        return PassageFileError(f"{self._file}:{line or max(self.number, 1)}: {what}")
+    def _note(self, line: int, message: str) -> None:
+        self._noted = self._noted or BadRow(line, "invalid UTF-8", message)
 
 
 def _read_tsv(lines: _Lines) -> Iterator[Row | BadRow]:
@@ -176,3 +182,27 @@ def _checked(line: int, identifier: str, title: str, text: str) -> Row | BadRow:
     if not title.strip() and not text.strip():
         return BadRow(line, "empty passage", f"passage {identifier!r} has neither title nor text")
     return Row(line, Passage(identifier, title, text))
+
+
+def _tsv_row(file: Path, passage: Passage) -> bytes:
+    for value in (passage.text, passage.title):
+        if len(value) > csv.field_size_limit():
+            raise PassageFileError(
+                f"{file}: passage {passage.id!r} has a text or title of {len(value)} characters, and a field of a .tsv "
+                f"at most {csv.field_size_limit()}: write .jsonl"
+            )
+    if not passage.title.strip() and not passage.text.strip('"').strip():
+        raise PassageFileError(
+            f"{file}: passage {passage.id!r} has no title, and its text is quotation marks alone, which reading a .tsv "
+            "drops: write .jsonl"
+        )
+    return ("\t".join(map(_quoted, (passage.id, passage.text, passage.title))) + "\n").encode()
+
+
+def _quoted(field: str) -> str:
+    """Quoted where it must be; csv.writer leaves a lone carriage return as it is, which csv.reader then refuses."""
+    return '"' + field.replace('"', '""') + '"' if _NEEDS_QUOTES.search(field) else field
+
+
+def _jsonl_row(passage: Passage) -> bytes:
+    return msgspec.json.encode({"id": passage.id, "title": passage.title, "text": passage.text}) + b"\n"

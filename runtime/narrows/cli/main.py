@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import narrows
-from narrows.cli import config, export, index, search, serve
+from narrows.cli import config, export, index, passages, search, serve
 from narrows.errors import MissingExtraError, NarrowsError
 
 # Packages of each extra, by import name: what a missing one means for the user.
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"narrows {narrows.__version__}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (export, index, serve, search, config):
+    for command in (export, passages, index, serve, search, config):
         command.add(commands)
     return root
 
