@@ -53,6 +53,12 @@ def test_client_and_search_command_need_only_the_base_install() -> None:
     assert "QUESTION" in done.stdout
 
 
+def test_the_doctor_needs_only_the_base_install() -> None:
+    done = run("from narrows.cli.main import main; main(['doctor', '--bundle', 'x'])", EXTRAS)
+    assert done.returncode == 0, done.stderr  # of the program; the doctor's own status is not passed on
+    assert "bundle x: cannot be opened without msgspec: pip install 'narrows[cpu]'" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "extra"),
     [

@@ -5,14 +5,9 @@ import sys
 from collections.abc import Sequence
 
 import narrows
-from narrows.cli import config, export, index, passages, search, serve
+from narrows.cli import config, doctor, export, index, passages, search, serve
 from narrows.errors import MissingExtraError, NarrowsError
-
-# Packages of each extra, by import name: what a missing one means for the user.
-EXTRA_OF_PACKAGE = {
-    **dict.fromkeys(("torch", "transformers", "optimum", "onnx", "safetensors", "huggingface_hub"), "export"),
-    **dict.fromkeys(("onnxruntime", "faiss", "tokenizers", "msgspec", "tqdm", "grpc_health", "grpc_reflection"), "cpu"),
-}
+from narrows.packages import extra_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"narrows {narrows.__version__}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (export, passages, index, serve, search, config):
+    for command in (doctor, export, passages, index, serve, search, config):
         command.add(commands)
     return root
 
@@ -42,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"narrows: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        extra = EXTRA_OF_PACKAGE.get((error.name or "").split(".")[0])
+        extra = extra_of(error.name or "")
         if extra is None:
             raise
         missing = MissingExtraError(f"this command needs {error.name}: pip install 'narrows[{extra}]'")
