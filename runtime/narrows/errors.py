@@ -77,6 +77,10 @@ class UnpairedTowersError(ExportError):
     """The two towers do not find each other's texts: they were probably not trained together."""
 
 
+class StepError(NarrowsError):
+    """A step of the quickstart or the demo failed, was not consented to, or found something in its way."""
+
+
 class SettingsError(NarrowsError):
     """A flag, an environment variable or the configuration file holds a bad value."""
 

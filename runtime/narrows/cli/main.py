@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import narrows
-from narrows.cli import config, doctor, export, index, passages, search, serve
+from narrows.cli import config, doctor, export, index, passages, quickstart, search, serve
 from narrows.errors import MissingExtraError, NarrowsError
 from narrows.packages import extra_of
 
@@ -15,12 +15,12 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="narrows",
         description="Dense passage retrieval, served: checkpoint -> bundle -> index -> answers over gRPC.",
-        epilog="The usual way: narrows export, narrows index build, narrows serve, narrows search. "
-        "Each has its own --help.",
+        epilog="Begin with: narrows quickstart --pair minilm. The usual way: narrows export, narrows passages split, "
+        "narrows index build, narrows serve, narrows search. Each has its own --help.",
     )
     root.add_argument("--version", action="version", version=f"narrows {narrows.__version__}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (doctor, export, passages, index, serve, search, config):
+    for command in (quickstart, doctor, export, passages, index, serve, search, config):
         command.add(commands)
     return root
 
