@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from narrows import durable
+from narrows import durable, settings
 from narrows.bundle import Bundle, TextPreset
 from narrows.errors import StepError
 from narrows_export import corpus
@@ -37,7 +37,9 @@ def run(request: QuickstartRequest) -> int:
 
     Raises:
         StepError: no consent, or a step failed.
+        SettingsError: `listen` is no address.
     """
+    settings.resolve({"listen": request.listen}, {}, None)  # a bad address is better known now than after the export
     pair = PAIRS[request.pair]
     teller = Teller(sys.stderr if request.as_json else sys.stdout)
     bundle_path = request.work / f"{pair.name}.{request.text_preset}.bundle"

@@ -30,3 +30,8 @@ def test_the_base_install_is_the_client_alone(tmp_path: Path) -> None:
     )
     assert failed.returncode == 1
     assert "narrows[cpu]" in failed.stderr
+    examined = subprocess.run([narrows, "doctor"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert examined.returncode == 1
+    assert "a server needs onnxruntime: pip install 'narrows[cpu]'" in examined.stdout
+    assert "a server needs faiss-cpu: pip install 'narrows[cpu]'" in examined.stdout
+    assert examined.stderr == ""

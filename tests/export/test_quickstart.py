@@ -181,6 +181,13 @@ def test_no_terminal_to_ask_on(hub: Hub, tmp_path: Path) -> None:
     assert hub.downloads == []
 
 
+def test_a_bad_address_is_known_before_anything_is_done(hub: Hub, tmp_path: Path) -> None:
+    done = quickstart(hub.endpoint, tmp_path, "--pair", "single-nq", "--yes", "--listen", "here")
+    assert done.returncode == 1
+    assert done.stderr == "narrows: --listen must be HOST:PORT, such as 127.0.0.1:50051, not 'here'\n"
+    assert hub.downloads == []
+
+
 def test_an_unreachable_hub(tmp_path: Path) -> None:
     with socket.socket() as reserved:  # bound but not listening: connections are refused
         reserved.bind(("127.0.0.1", 0))

@@ -150,6 +150,14 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert refusal(BUNDLE, {}, tmp_path) == f"{tmp_path} cannot be read: Is a directory"
 
 
+@pytest.mark.parametrize("name", ["max_queued_questions", "max_queued_passages"])
+def test_a_lane_holds_a_full_call(name: str) -> None:
+    assert refusal({**BUNDLE, name: 63}, {}, None) == (
+        f"{name} must be at least max_items (64): no full call would ever fit"
+    )
+    assert getattr(load({**BUNDLE, name: 63, "max_items": 63}, {}, None), name) == 63
+
+
 def test_a_bad_value_that_is_overridden_is_not_looked_at(tmp_path: Path) -> None:
     file = tmp_path / "narrows.toml"
     file.write_text('bundle = "b"\nmax_items = "many"\n', "utf-8")

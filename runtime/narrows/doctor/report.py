@@ -94,6 +94,11 @@ def judge(
             level.append(f"ONNX Runtime's {provider.name} does not load: {provider.why}")
     if here.cpu.flags and here.system.endswith("x86_64") and "avx2" not in here.cpu.flags:
         warnings.append("this CPU has no AVX2: encoding will be several times slower")
+    if here.limits.cores is not None and here.limits.cores < here.cores:
+        warnings.append(
+            f"control groups allow {here.limits.cores:g} of {here.cores} cores at once, and a server takes a thread "
+            "for each core: set encode_threads and search_threads"
+        )
     problems += [f"{artifact.kind} {artifact.path}: {artifact.error}" for artifact in artifacts if artifact.error]
     fits, doubts = _judge_memory(here, artifacts)
     return [Finding("problem", text) for text in problems + fits] + [

@@ -58,6 +58,13 @@ def test_meminfo() -> None:
             },
             Limits(7000, 2.0),
         ),
+        (  # version 1 says "no limit" by a number
+            {
+                "/proc/self/cgroup": "4:memory:/\n",
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+            },
+            Limits(),
+        ),
         ({"/proc/self/cgroup": "garbage\n::\n", "/sys/fs/cgroup/memory.max": "much"}, Limits()),
     ],
 )

@@ -61,6 +61,13 @@ def test_conflicts_and_an_old_cpu_are_warnings() -> None:
     assert findings(here=arm) == []
 
 
+def test_fewer_cores_than_threads() -> None:
+    [warning] = findings(here=replace(HERE, cores=8, limits=Limits(cores=1.5)))
+    assert warning.level == "warning"
+    assert warning.text.startswith("control groups allow 1.5 of 8 cores at once")
+    assert findings(here=replace(HERE, limits=Limits(cores=2.0))) == []
+
+
 @pytest.mark.parametrize(
     ("bundle_gib", "index_gib", "limit_gib", "level"),
     [(1, 2, None, None), (1, 4, None, "warning"), (5, 0, None, "problem"), (1, 0, 0.5, "problem"), (1, 2, 16, None)],
