@@ -46,7 +46,7 @@ def run(request: QuickstartRequest) -> int:
     index_path = request.work / f"{pair.name}.{request.text_preset}.index"
     step = BundleStep(bundle_path, pair.question_encoder, pair.context_encoder, request.text_preset)
 
-    _introduce(teller, pair)
+    _introduce(teller, pair, request.text_preset)
     found = step.find(teller)
     if found is None:
         _ask_consent(teller, pair, request.yes)
@@ -56,7 +56,6 @@ def run(request: QuickstartRequest) -> int:
     else:
         bundle = found
         teller.say(f"Using the bundle exported before: {bundle_path}")
-    _explain_preset(teller, pair, bundle.tower("question_encoder").tokenizer.text_preset)
 
     passages = corpus.passages_file(pair.language)
     teller.say(
@@ -86,7 +85,7 @@ def run(request: QuickstartRequest) -> int:
     return 0
 
 
-def _introduce(teller: Teller, pair: KnownPair) -> None:
+def _introduce(teller: Teller, pair: KnownPair, preset: TextPreset) -> None:
     teller.say(f"The pair {pair.name}")
     if pair.question_encoder == MINILM_PACKAGE:
         teller.tell(f"encoder           {MINILM_PACKAGE} (PyPI), all-MiniLM-L6-v2")
@@ -96,6 +95,13 @@ def _introduce(teller: Teller, pair: KnownPair) -> None:
     _wrapped(teller, "licence", pair.terms)
     for number, limitation in enumerate(pair.limitations):
         _wrapped(teller, "" if number else "limitations", limitation)
+    _wrapped(
+        teller,
+        "text preset",
+        f"`{preset}`, what happens to texts before they are tokenized; it cannot be read from a checkpoint, and "
+        f"{pair.text_preset_note}. `narrows eval presets` shows what each costs on your questions; to use another, "
+        "give --text-preset.",
+    )
     teller.tell("docs/models.md says where each of this was read.")
 
 
@@ -128,16 +134,6 @@ def _export(teller: Teller, pair: KnownPair, step: BundleStep) -> Bundle:
             "both repositories elsewhere and give `narrows export` their directories, or begin with "
             "`narrows quickstart --pair minilm`, which needs no hub"
         ) from None
-
-
-def _explain_preset(teller: Teller, pair: KnownPair, preset: str) -> None:
-    _wrapped(
-        teller,
-        "text preset",
-        f"`{preset}`, what happens to texts before they are tokenized; it cannot be read from a checkpoint, and "
-        f"{pair.text_preset_note}. `narrows eval presets` shows what each costs on your questions; to use another, "
-        "give --text-preset.",
-    )
 
 
 def _say_what_next(teller: Teller, pair: KnownPair, request: QuickstartRequest, arguments: tuple[str, ...]) -> None:
