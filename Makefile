@@ -39,7 +39,7 @@ test-all: $(INSTALLED) ## lint and every test
 test-lowest: ## every test but the slow ones, with the lower bounds of pyproject.toml
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
-	  --editable '.[demo]' buf-bin pytest pytest-timeout hypothesis
+	  --editable '.[demo,eval]' buf-bin pytest pytest-timeout hypothesis
 	.venv-lowest/bin/python -m pytest -m "not slow"
 
 lint: $(INSTALLED) proto-lint ## ruff, mypy --strict and buf

@@ -65,6 +65,10 @@ class PassageFileError(NarrowsError):
     """A file of passages or documents breaks its format. The message starts with file and line."""
 
 
+class QuestionFileError(NarrowsError):
+    """A question file breaks its format. The message starts with file and, where it can, line."""
+
+
 class CheckpointError(NarrowsError):
     """A checkpoint cannot be exported: wrong kind, missing or unexpected weights, unreadable files."""
 

@@ -23,6 +23,8 @@ PACKAGES = (
     Package("onnxruntime", ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"), "cpu"),
     Package("tokenizers", ("tokenizers",), "cpu"),
     Package("tqdm", ("tqdm",), "cpu"),
+    Package("pytrec_eval", ("pytrec-eval-terrier",), "eval"),
+    Package("regex", ("regex",), "eval"),
     Package("huggingface_hub", ("huggingface-hub",), "export"),
     Package("onnx", ("onnx",), "export"),
     Package("optimum", ("optimum-onnx",), "export"),
