@@ -30,12 +30,6 @@ def sync_tree(directory: Path) -> None:
     fsync_path(directory)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Replaces `path` by a file holding `data`: whole, or not at all."""
-    with new_file(path) as file:
-        file.write(data)
-
-
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yields a file that takes the place of `path` when the block ends without an exception: whole, or not at all."""
@@ -48,6 +42,12 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replaces `path` by a file holding `data`: whole, or not at all."""
+    with new_file(path) as file:
+        file.write(data)
 
 
 def make_directory(path: Path) -> None:

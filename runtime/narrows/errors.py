@@ -69,6 +69,10 @@ class QuestionFileError(NarrowsError):
     """A question file breaks its format. The message starts with file and, where it can, line."""
 
 
+class EvaluationError(NarrowsError):
+    """A saved evaluation result is damaged, or two results do not judge the same questions in the same way."""
+
+
 class CheckpointError(NarrowsError):
     """A checkpoint cannot be exported: wrong kind, missing or unexpected weights, unreadable files."""
 

@@ -57,7 +57,7 @@ class AnswerMatcher:
     def __init__(self, kind: AnswerKind = "string", regex_timeout_s: float = REGEX_TIMEOUT_S) -> None:
         self.kind = kind
         self._regex_timeout_s = regex_timeout_s
-        self._text = lru_cache(CACHED_TEXTS)(_token_lines if kind == "string" else _nfd)
+        self._text = lru_cache(CACHED_TEXTS)(token_lines if kind == "string" else _nfd)
         self._needles = lru_cache(CACHED_ANSWERS)(self._prepare)
         self._empty: dict[str, None] = {}
         self._malformed: dict[str, None] = {}
@@ -85,7 +85,7 @@ class AnswerMatcher:
         needles: list[_Needle] = []
         for answer in answers:
             if self.kind == "string":
-                lines = _token_lines(answer)
+                lines = token_lines(answer)
                 if lines == "\n":
                     self._empty.setdefault(answer)
                 needles.append(_Phrase(lines))
@@ -144,7 +144,7 @@ def _nfd(text: str) -> str:
     return unicodedata.normalize("NFD", text)
 
 
-def _token_lines(text: str) -> str:
+def token_lines(text: str) -> str:
     """The tokens with a line feed around each: no token holds one, so a sub-list of tokens is a substring.
 
     Lower-cased in one go: a line feed ends a word as far as `str.lower` is concerned, so that this is the same as

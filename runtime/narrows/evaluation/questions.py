@@ -12,12 +12,13 @@ import ast
 import csv
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from narrows.errors import QuestionFileError
 from narrows.text_lines import TextLines, kind
@@ -108,6 +109,16 @@ def read_set(file: Path, answer_kind: AnswerKind = "string", where: Mapping[str,
     if not questions:
         raise QuestionFileError(f"{file}: it holds no questions" + (f" with {dict(where)}" if where else ""))
     return QuestionSet(questions, impossible_count)
+
+
+def sample(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
+    """`count` questions drawn without replacement, in the order drawn; all of them, in their order, if there are fewer.
+
+    The draw is numpy.random.default_rng(seed).choice(len(questions), count, replace=False).
+    """
+    if count >= len(questions):
+        return list(questions)
+    return [questions[number] for number in np.random.default_rng(seed).choice(len(questions), count, replace=False)]
 
 
 def _checked(lines: TextLines, found: Iterable[_Found], answer_kind: AnswerKind) -> Iterator[Question]:
