@@ -9,9 +9,7 @@ Two properties of the original are kept and reported, because both hide in a tab
 no token at all is found everywhere, and a malformed expression nowhere. New is a time limit on expressions.
 """
 
-import re
 import unicodedata
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,12 +17,10 @@ from typing import Protocol
 
 import regex
 
+from narrows.evaluation.expressions import compiled
 from narrows.evaluation.questions import AnswerKind
 
 TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
-# What the `regex` module would take for a fuzzy-matching clause and `re` takes as it stands: a brace without a count.
-PLAIN_BRACE = re.compile(r"(\\(?:N\{[^}]*\}|.))|\{(?!\d*,?\d*\})", re.DOTALL)
-FLAGS = regex.IGNORECASE | regex.UNICODE | regex.MULTILINE
 REGEX_TIMEOUT_S = 0.25
 MAX_TIMEOUTS = 4  # an expression that ran out of time so often is not tried again
 CACHED_TEXTS = 65_536
@@ -90,7 +86,7 @@ class AnswerMatcher:
                     self._empty.setdefault(answer)
                 needles.append(_Phrase(lines))
                 continue
-            pattern = _compiled(answer)
+            pattern = compiled(_nfd(answer))
             if pattern is None:
                 self._malformed.setdefault(answer)
             else:
@@ -151,15 +147,3 @@ def token_lines(text: str) -> str:
     lower-casing every token by itself.
     """
     return "\n".join(["", *TOKEN.findall(_nfd(text)), ""]).lower()
-
-
-def _compiled(answer: str) -> "regex.Pattern[str] | None":
-    """The expression, or None if it is none to `re`, which the original uses; `regex` alone would allow more."""
-    expression = _nfd(answer)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of syntax that may change its meaning in future
-            re.compile(expression, re.IGNORECASE | re.UNICODE | re.MULTILINE)
-            return regex.compile(PLAIN_BRACE.sub(lambda match: match[1] or r"\{", expression), FLAGS)
-    except Exception:  # whatever it is: the original catches all
-        return None

@@ -109,7 +109,7 @@ def presets_table(costs: "Sequence[PresetCost]", question_count: int) -> str:
             )
             if cost.compared:
                 changed = f"  changed: {cost.changed_questions} questions, {cost.changed_passages} passages"
-                own = [item.difference for item in cost.compared if item.name.endswith(judged_by)]
+                own = [item.difference for item in cost.compared if item.is_share and item.name.endswith(judged_by)]
                 lines.append(f"{changed:<40}" + _cells([each.difference for each in own], "+"))
                 intervals = (f"{100 * each.low:+.2f} to {100 * each.high:+.2f}" for each in own)
                 lines.append(f"{'  95 % interval':<40}" + "".join(f"{each:>{WIDE_CELL}}" for each in intervals))

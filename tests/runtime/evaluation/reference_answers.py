@@ -6,8 +6,8 @@ A passage has the answer if its text contains any of the answers. Both kinds loo
   one token, any other character but separators (Z) and control and format characters (C) is a token of its own. Tokens
   are lower-cased one by one, and the answer's must stand in the text in one unbroken stretch. An answer without tokens
   is in every text.
-- "regex": the answer is a regular expression, searched anywhere in the text. The pattern itself is compiled as given,
-  not normalized: a composed "\u00e9" in it never finds the text's "e\u0301". One that does not compile finds nothing.
+- "regex": the answer is a regular expression, searched anywhere in the text. The pattern is put into NFD as it stands,
+  before it is compiled. One that does not compile finds nothing.
 
 Categories are those of the running Python's `unicodedata`. A character that a later Unicode assigned is unassigned (Cn)
 here and separates, while a matcher with newer tables, such as the `regex` package's, may take it for a letter or a
@@ -55,11 +55,11 @@ def string_match(answer: str, text: str) -> bool:
 
 
 def regex_match(pattern: str, text: str) -> bool:
-    """Whether the pattern, as given, is found anywhere in the NFD text; never if it does not compile."""
+    """Whether the pattern, in NFD, is found anywhere in the NFD text; never if it does not compile."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "[[" and the like compile with a FutureWarning
         try:
-            compiled = re.compile(pattern, re.IGNORECASE | re.UNICODE | re.MULTILINE)
+            compiled = re.compile(unicodedata.normalize("NFD", pattern), re.IGNORECASE | re.UNICODE | re.MULTILINE)
         except (re.error, ValueError, OverflowError, RecursionError):  # re raises more than its own error
             return False
     return compiled.search(unicodedata.normalize("NFD", text)) is not None
@@ -130,7 +130,8 @@ CASES: list[tuple[list[str], str, str, bool]] = [
     ([""], "", "regex", True),  # the empty pattern is found everywhere
     (["^rome$"], "Paris\nRome\nOslo", "regex", True),  # line by line
     (["paris.rome"], "Paris\nRome", "regex", False),  # but a dot ends at the line
-    (["caf\u00e9"], "caf\u00e9", "regex", False),  # the text is normalized, the pattern is not
+    (["caf\u00e9"], "caf\u00e9", "regex", True),  # the pattern is normalized like the text
+    (["caf[\u00e9]$"], "caf\u00e9", "regex", False),  # as it stands: a set of two characters, of which one is found
     (["cafe\u0301"], "caf\u00e9", "regex", True),  # written as NFD it is found
     (["[[]a"], "[A", "regex", True),  # compiles, if with a FutureWarning
     (["("], "(", "regex", False),  # does not compile: no match, not even of itself
