@@ -9,7 +9,9 @@ import pytest
 
 RUNTIME = Path(__file__).parents[2] / "runtime" / "narrows"
 TRAINING = {"torch", "transformers", "optimum", "onnx", "safetensors", "huggingface_hub"}
-EXTRAS = TRAINING | {"onnxruntime", "faiss", "tokenizers", "msgspec", "tqdm", "grpc_health", "grpc_reflection"}
+SERVING = {"onnxruntime", "faiss", "tokenizers", "grpc_health", "grpc_reflection"}
+EVALUATION = {"regex", "pytrec_eval"}
+EXTRAS = TRAINING | SERVING | EVALUATION | {"msgspec", "tqdm"}
 BLOCKER = """
 import sys
 class Blocker:
@@ -64,11 +66,13 @@ def test_the_doctor_needs_only_the_base_install() -> None:
     [
         (["serve", "--bundle", "x"], "narrows[cpu]"),
         (["index", "info", "x"], "narrows[cpu]"),
+        (["eval", "compare", "a", "b"], "narrows[eval]"),
+        (["eval", "retrieval", "--questions", "q.csv", "--server", "x:1"], "narrows[eval]"),
         (["export", "--question-encoder", "a", "--context-encoder", "b", "--out", "c"], "narrows[export]"),
     ],
 )
 def test_a_command_without_its_extra_says_what_to_install(arguments: list[str], extra: str) -> None:
-    blocked = EXTRAS if extra == "narrows[cpu]" else TRAINING
+    blocked = TRAINING if extra == "narrows[export]" else EXTRAS
     done = run(f"import sys; from narrows.cli.main import main; sys.exit(main({arguments!r}))", blocked)
     assert done.returncode == 1
     assert extra in done.stderr

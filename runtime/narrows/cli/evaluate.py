@@ -159,7 +159,7 @@ def _condition(text: str) -> tuple[str, object]:
 
 def run_retrieval(options: argparse.Namespace) -> int:
     """Evaluates, with progress on stderr and the table, or JSON, on stdout."""
-    _check_system(options)
+    _check(options)
     _import_extra()
     from narrows import passage_files
     from narrows.client import Client
@@ -259,10 +259,12 @@ def _bars() -> "Iterator[Start]":
         yield start
 
 
-def _check_system(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> None:
     local = bool(options.bundle or options.index)
     if bool(options.server) == local or (local and not (options.bundle and options.index)):
         raise SettingsError("give either --server, or --bundle and --index together")
+    if options.save and not options.save.parent.is_dir():  # rather than when all is done
+        raise SettingsError(f"--save {options.save}: {options.save.parent} is no directory; make it first")
 
 
 def _threads(options: argparse.Namespace) -> int:
