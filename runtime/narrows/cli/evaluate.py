@@ -44,7 +44,7 @@ def _add_retrieval(actions: "Commands") -> None:
     command = actions.add_parser(
         "retrieval",
         help="top-k accuracy, MRR and nDCG on a file of questions",
-        description="Asks every question and judges the passages found: by whether their text holds an answer, as "
+        description="Asks every question and judges the passages found: by whether their text holds an answer, as\n"
         "DPR's published accuracies do, and by the ids of positive passages where the file gives them.",
         epilog=f"{RETRIEVAL_EXAMPLES}\n\n{FORMATS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -263,8 +263,11 @@ def _check(options: argparse.Namespace) -> None:
     local = bool(options.bundle or options.index)
     if bool(options.server) == local or (local and not (options.bundle and options.index)):
         raise SettingsError("give either --server, or --bundle and --index together")
-    if options.save and not options.save.parent.is_dir():  # rather than when all is done
-        raise SettingsError(f"--save {options.save}: {options.save.parent} is no directory; make it first")
+    for file in filter(None, (options.save, options.out_dpr, options.out_trec, options.out_pyserini)):
+        if not file.parent.is_dir():  # rather than when all is done
+            raise SettingsError(f"{file} cannot be written: {file.parent} is no directory; make it first")
+    if options.passages and not options.server:
+        raise SettingsError("--passages goes with --server only: an --index has its own")
 
 
 def _threads(options: argparse.Namespace) -> int:

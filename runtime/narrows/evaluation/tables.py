@@ -59,13 +59,13 @@ def _row(name: str, shares: dict[int, float]) -> str:
 def _remarks(result: EvaluationResult) -> list[str]:
     remarks = list(result.notes)
     for answers, meaning in (
-        (result.problems.empty, "have no letter, digit or other visible character and are found in every passage"),
-        (result.problems.malformed, "are no regular expressions and are found in no passage"),
-        (result.problems.timed_out, "ran out of time as regular expressions and count as not found there"),
+        (result.problems.empty, "answers without a letter, digit or other visible character, found in every passage"),
+        (result.problems.malformed, "answers that are no regular expressions, found in no passage"),
+        (result.problems.timed_out, "answers that ran out of time as regular expressions, and so were not found there"),
     ):
         if answers:
             shown = ", ".join(map(repr, answers[:SHOWN_ANSWERS])) + (", ..." if len(answers) > SHOWN_ANSWERS else "")
-            remarks.append(f"{len(answers)} answers {meaning}: {shown}")
+            remarks.append(f"{meaning}: {len(answers)} ({shown})")
     return ["", *(f"note: {remark}" for remark in remarks)] if remarks else []
 
 
