@@ -158,10 +158,10 @@ def _searcher(
     bundle: Bundle, tower: Tower, passages: Passages, vectors: Embeddings, variant: str, threads: int, scratch: Path
 ) -> LocalSearcher:
     """Exact search over vectors, as over an index of them."""
-    flat_vectors = faiss.IndexFlatIP(vectors.shape[1])
-    flat_vectors.add(vectors)
     file = scratch / VECTORS
-    flat.write(flat_vectors, file)
+    with file.open("wb") as stream:
+        stream.write(flat.header(vectors.shape[1], len(vectors)))
+        stream.write(np.ascontiguousarray(vectors, dtype="<f4").data)
     max_norm = float(np.linalg.norm(vectors.astype(np.float64), axis=1).max())
     index = flat.FlatIndex(file, passages.id_rank, max_norm, threads)
     file.unlink()  # it stays mapped

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 import narrows
-from narrows.client import Client, Hit
+from narrows.client import Client
 from narrows.errors import OverloadedError
 from narrows.evaluation.steps import Advance
+from narrows.messages import Hit
 from narrows.passages import Passage, Passages
 
 if TYPE_CHECKING:  # the rest needs no ONNX Runtime and no FAISS
