@@ -1,7 +1,7 @@
 """What an exported tower must show before its bundle is written: parity, and that the pair is a pair."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,16 @@ RUNS = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Numerics:
+    """How far a variant is from fp32, over `texts` texts alone; and from itself, alone against batches of 8."""
+
+    texts: int
+    max_abs_error: float
+    min_cosine: float
+    batch_max_abs_difference: float
+
+
+@dataclass(frozen=True, slots=True)
 class Parity:
     """The worst difference to PyTorch, and how fast both are on this machine.
 
@@ -32,6 +42,8 @@ class Parity:
     """
 
     max_abs_error: float
+    min_cosine: float
+    batch_max_abs_difference: float
     texts: int
     torch_question_ms: float
     onnx_question_ms: float
@@ -67,12 +79,9 @@ def parity(tower: TorchTower, encoder: Encoder, texts: Sequence[TokenIds], pad_i
     Raises:
         ExportError: the embeddings differ by more than 1e-4 anywhere, or are not finite.
     """
-    worst = 0.0
-    for size in BATCH_SIZES:
-        for start in range(0, len(texts), size):
-            batch = texts[start : start + size]
-            error = np.abs(encoder.encode(batch) - run_torch(tower, batch, pad_id)).max()
-            worst = float(np.maximum(worst, error))  # unlike max(), it keeps a NaN
+    embedded = [_in_batches(encoder.encode, texts, size) for size in BATCH_SIZES]
+    expected = [_in_batches(lambda batch: run_torch(tower, batch, pad_id), texts, size) for size in BATCH_SIZES]
+    worst = float(np.abs(np.concatenate(embedded) - np.concatenate(expected)).max())  # NaN if any is
     if not worst <= PARITY_LIMIT:
         raise ExportError(
             f"the exported graph differs from the PyTorch model by {worst:.2e}; the limit is {PARITY_LIMIT:.0e}"
@@ -80,6 +89,8 @@ def parity(tower: TorchTower, encoder: Encoder, texts: Sequence[TokenIds], pad_i
     by_length = sorted(texts, key=len)[:SPEED_BATCH]
     return Parity(
         max_abs_error=worst,
+        min_cosine=_min_cosine(embedded[0], expected[0]),
+        batch_max_abs_difference=float(np.abs(embedded[1] - embedded[0]).max()),
         texts=len(texts),
         torch_question_ms=best_ms(lambda: run_torch(tower, by_length[:1], pad_id), RUNS, time.perf_counter),
         onnx_question_ms=best_ms(lambda: encoder.encode(by_length[:1]), RUNS, time.perf_counter),
@@ -90,15 +101,37 @@ def parity(tower: TorchTower, encoder: Encoder, texts: Sequence[TokenIds], pad_i
     )
 
 
-def golden(encoder: Encoder, tokenizer: TowerTokenizer) -> Golden:
-    """32 golden pairs: 14 questions and two passages of each language, each embedded alone."""
+def compare(reference: Encoder, encoder: Encoder, texts: Sequence[TokenIds]) -> Numerics:
+    """Measures a variant against the fp32 encoder of the same tower.
+
+    Raises:
+        BundleError: an embedding is not finite.
+    """
+    expected = _in_batches(reference.encode, texts, 1)
+    alone, batched = (_in_batches(encoder.encode, texts, size) for size in BATCH_SIZES)
+    return Numerics(
+        texts=len(texts),
+        max_abs_error=float(np.abs(alone - expected).max()),
+        min_cosine=_min_cosine(alone, expected),
+        batch_max_abs_difference=float(np.abs(batched - alone).max()),
+    )
+
+
+def golden_texts(tokenizer: TowerTokenizer) -> list[TokenIds]:
+    """The 32 texts of the golden pairs: 14 questions and two passages of each language."""
     token_ids: list[TokenIds] = []
     for language in corpus.LANGUAGES:
         token_ids += [text.ids for text in tokenizer.questions([q.question for q in corpus.questions(language)[:14]])]
         token_ids += [
             text.ids for text in tokenizer.passages([(p.title, p.text) for p in corpus.passages(language)[:2]])
         ]
-    return Golden(tuple(token_ids), np.concatenate([encoder.encode([ids]) for ids in token_ids]))
+    return token_ids
+
+
+def golden(encoder: Encoder, tokenizer: TowerTokenizer) -> Golden:
+    """The golden pairs, each text embedded alone."""
+    token_ids = golden_texts(tokenizer)
+    return Golden(tuple(token_ids), _in_batches(encoder.encode, token_ids, 1))
 
 
 def pair_check(question: tuple[Encoder, TowerTokenizer], context: tuple[Encoder, TowerTokenizer]) -> PairCheck:
@@ -108,15 +141,25 @@ def pair_check(question: tuple[Encoder, TowerTokenizer], context: tuple[Encoder,
         by_id = {passage.id: passage for passage in corpus.passages(language)}
         chosen = corpus.questions(language)[:PAIRS]
         positives = [by_id[q.positive_passage_ids[0]] for q in chosen]
-        question_vectors = _embed(question[0], [t.ids for t in question[1].questions([q.question for q in chosen])])
-        passage_vectors = _embed(
-            context[0], [t.ids for t in context[1].passages([(p.title, p.text) for p in positives])]
-        )
+        question_ids = [text.ids for text in question[1].questions([q.question for q in chosen])]
+        passage_ids = [text.ids for text in context[1].passages([(p.title, p.text) for p in positives])]
+        question_vectors = _in_batches(question[0].encode, question_ids, BATCH_SIZES[-1])
+        passage_vectors = _in_batches(context[0].encode, passage_ids, BATCH_SIZES[-1])
         best = (question_vectors @ passage_vectors.T).argmax(axis=1)
         correct = int((best == np.arange(len(chosen))).sum())
         results.append(PairCheck(language, len(chosen), correct, correct >= PAIRS_NEEDED))
     return max(results, key=lambda result: result.correct)
 
 
-def _embed(encoder: Encoder, token_ids: list[TokenIds]) -> Embeddings:
-    return np.concatenate([encoder.encode(token_ids[i : i + 8]) for i in range(0, len(token_ids), 8)])
+def _in_batches(
+    encode: Callable[[Sequence[TokenIds]], Embeddings], token_ids: Sequence[TokenIds], size: int
+) -> Embeddings:
+    """Embeds texts in batches of `size`, in order; float32 (texts, dim)."""
+    return np.concatenate([encode(token_ids[start : start + size]) for start in range(0, len(token_ids), size)])
+
+
+def _min_cosine(a: Embeddings, b: Embeddings) -> float:
+    """The smallest cosine between a row of `a` and the same row of `b`, in float64."""
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(wide_a, axis=1) * np.linalg.norm(wide_b, axis=1)
+    return float(((wide_a * wide_b).sum(axis=1) / norms).min())

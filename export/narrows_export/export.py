@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import narrows
 from narrows import durable
 from narrows.bundle import (
+    REFERENCE_VARIANT,
     SCHEMA_VERSION,
     BundleManifest,
     PairCheck,
@@ -21,11 +22,10 @@ from narrows.bundle import (
 from narrows.encoder import Encoder
 from narrows.errors import ExportError, UnpairedTowersError
 from narrows.tokenizer import TowerTokenizer, build_tokenizer
-from narrows_export import checkpoint, checks, graph, source, vocabulary
+from narrows_export import checkpoint, checks, graph, recipes, source, vocabulary
 from narrows_export.source import CheckpointFiles
 from narrows_export.tower_id import tower_id
 
-VARIANT = "fp32"
 STEPS_PER_TOWER = 4
 Step = Callable[[str], None]
 
@@ -42,6 +42,7 @@ class ExportRequest:
     max_tokens: int | None = None
     text_preset: TextPreset = "hf"
     allow_unpaired: bool = False
+    variants: tuple[str, ...] = ()  # besides fp32, which is always made
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class TowerReport:
     size_bytes: int
     fused_ops: dict[str, int]
     parity: checks.Parity
+    variants: dict[str, Variant]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class ExportReport:
     """What was written, and how it compares with PyTorch."""
 
     bundle: str
-    variant: str
+    variant: str  # the reference
     towers: tuple[TowerReport, ...]
     pair_check: PairCheck
 
@@ -79,11 +81,13 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
 
     Raises:
         CheckpointError: a checkpoint cannot be used.
-        ExportError: the output exists, a fusion is missing, parity fails, the towers' dimensions differ.
+        ExportError: the output exists, a fusion is missing, parity fails, the towers' dimensions differ, a variant is
+            unknown or too far from fp32.
         UnpairedTowersError: the pair check fails and `allow_unpaired` is not set.
     """
     if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
         raise ExportError(f"{request.out} exists already: delete it, or choose another --out")
+    recipes.check_names(request.variants)
     files: dict[Role, CheckpointFiles] = {}
     roles: dict[Role, str] = {"question_encoder": request.question_encoder, "context_encoder": request.context_encoder}
     for role, src in roles.items():
@@ -112,7 +116,7 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
         )
         write_manifest(directory, manifest)
     reports = {tower.manifest.directory: tower.report for tower in exported.values()}
-    return ExportReport(os.fspath(request.out), VARIANT, tuple(reports.values()), pair)
+    return ExportReport(os.fspath(request.out), REFERENCE_VARIANT, tuple(reports.values()), pair)
 
 
 def _export_towers(
@@ -140,7 +144,7 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
     tokenizer = TowerTokenizer(rust_tokenizer, settings, tower.max_tokens)
 
     step(f"{label}: exporting and optimizing the graph")
-    model_file = out / f"model.{VARIANT}.onnx"
+    model_file = out / f"model.{REFERENCE_VARIANT}.onnx"
     fused_ops = graph.export_fp32(tower, model_file)
     encoder = Encoder(model_file, tokenizer.pad_id, threads=os.cpu_count() or 1)
 
@@ -148,14 +152,18 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
     parity = checks.parity(tower, encoder, checks.sample_texts(tokenizer, role), tokenizer.pad_id)
 
     step(f"{label}: recording golden embeddings")
-    golden_file = out / f"golden.{VARIANT}.npz"
+    golden_file = out / f"golden.{REFERENCE_VARIANT}.npz"
     checks.golden(encoder, tokenizer).save(golden_file)
     variant = Variant(
         file=model_file.name,
         sha256=durable.sha256_file(model_file),
         size_bytes=model_file.stat().st_size,
+        recipe="fused-fp32",
         fused_ops=fused_ops,
+        experimental=False,
         parity_max_abs_error=parity.max_abs_error,
+        parity_min_cosine=parity.min_cosine,
+        batch_max_abs_difference=parity.batch_max_abs_difference,
         golden_file=golden_file.name,
         golden_sha256=durable.sha256_file(golden_file),
         golden_tolerance=checks.PARITY_LIMIT,
@@ -181,9 +189,13 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
             license=files.license,
             language=files.language,
         ),
-        variants={VARIANT: variant},
+        variants={REFERENCE_VARIANT: variant},
     )
-    report = TowerReport(label, files.name, manifest.tower_id, variant.size_bytes, fused_ops, parity)
+    for name in request.variants:
+        step(f"{label}: making and checking {name}")
+        made = recipes.add_variant(out, manifest, name, tokenizer, os.cpu_count() or 1)
+        manifest = replace(manifest, variants={**manifest.variants, name: made})
+    report = TowerReport(label, files.name, manifest.tower_id, variant.size_bytes, fused_ops, parity, manifest.variants)
     return _Exported(manifest, report, encoder, tokenizer)
 
 

@@ -70,7 +70,7 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
         )
     raw = file.with_suffix(".raw.onnx")
     try:
-        with _quiet():
+        with quiet():
             optimum_export(model=tower.model, config=TowerOnnxConfig(tower), output=raw, opset=OPSET)
             tower.model.eval()  # the exporter may leave it in train mode
             optimized = optimizer.optimize_model(
@@ -90,6 +90,7 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
             f"the optimizer fused {counts} where the recipe demands {expected}; check the versions installed"
         )
     _name_output(optimized.model, tower)
+    optimized.model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))  # of the fused operators
     onnx.save(optimized.model, file)
     return counts
 
@@ -104,7 +105,7 @@ def _name_output(model: onnx.ModelProto, tower: TorchTower) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the exporters' notes on their own internals from the user; what matters is asserted."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)

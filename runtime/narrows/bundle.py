@@ -4,11 +4,14 @@
     BUNDLE/question_encoder/   model.fp32.onnx  tokenizer.json  golden.fp32.npz
     BUNDLE/context_encoder/    the same
 
-One checkpoint that serves as both towers is stored once, in BUNDLE/shared_encoder. The manifest is the only place
-that says how a text becomes an embedding; nothing is read from the checkpoint again.
+Other variants lie beside fp32, which every tower has: model.int8.onnx, golden.int8.npz. One checkpoint that serves as
+both towers is stored once, in BUNDLE/shared_encoder. The manifest is the only place that says how a text becomes an
+embedding; nothing is read from the checkpoint again.
 """
 
 import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,10 +19,12 @@ from typing import Literal
 from narrows import durable, integrity, manifests
 from narrows.errors import BundleError
 from narrows.integrity import Sealed, Verify
+from narrows.quality import QualityReport
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 STAMP = ".verified"  # see narrows.integrity
+REFERENCE_VARIANT = "fp32"  # in every bundle; the others are judged against it
 
 Pooling = Literal["cls", "mean"]
 Similarity = Literal["inner_product", "cosine"]
@@ -61,13 +66,21 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One numeric form of a tower. `golden_tolerance` bounds the max abs error at load."""
+    """One numeric form of a tower. `golden_tolerance` bounds the max abs error at load.
+
+    The parity is with PyTorch for fp32, and with fp32 for the others. `batch_max_abs_difference` is between a text
+    alone and in batches, as measured at export; an experimental variant is never served by default.
+    """
 
     file: str
     sha256: str
     size_bytes: int
+    recipe: str
     fused_ops: dict[str, int]
+    experimental: bool
     parity_max_abs_error: float
+    parity_min_cosine: float
+    batch_max_abs_difference: float
     golden_file: str
     golden_sha256: str
     golden_tolerance: float
@@ -112,6 +125,7 @@ class BundleManifest:
     similarity: Similarity
     towers: dict[Role, TowerManifest]
     pair_check: PairCheck
+    quality: tuple[QualityReport, ...] = ()  # at most one a pair of variants; see narrows.quality
 
     @property
     def dim(self) -> int:
@@ -149,13 +163,31 @@ def write_manifest(directory: Path, manifest: BundleManifest) -> None:
     durable.write_file(directory / MANIFEST, manifests.encode(manifest))
 
 
+def update_manifest(path: Path, change: Callable[[BundleManifest], BundleManifest]) -> BundleManifest:
+    """Replaces a bundle's manifest by what `change` makes of the present one, atomically, one writer at a time.
+
+    Raises:
+        BundleError: another process is changing the bundle; or as `read_manifest`.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(durable.locked(path))
+        except BlockingIOError:
+            raise BundleError(f"another process is changing {path}; wait for it") from None
+        except OSError:  # gone, which read_manifest says better; or a file system without locks
+            pass
+        manifest = change(read_manifest(path))
+        write_manifest(path, manifest)
+    return manifest
+
+
 def open_bundle(path: Path, verify: Verify = "full") -> Bundle:
     """Opens a bundle and checks every file against the manifest; with `stamp`, only those that changed since.
 
     Raises:
         BundleError: no bundle there, an unreadable manifest, another schema version, a missing or changed file.
     """
-    manifest, manifest_sha256 = _read_manifest(path)
+    manifest, manifest_sha256 = _read_sealed_manifest(path)
     files = {
         f"{t.directory}/{name}": (sha256,) for t in manifest.towers.values() for name, sha256 in tower_files(t).items()
     }
@@ -167,7 +199,16 @@ def open_bundle(path: Path, verify: Verify = "full") -> Bundle:
     return Bundle(path, manifest)
 
 
-def _read_manifest(path: Path) -> tuple[BundleManifest, str]:
+def read_manifest(path: Path) -> BundleManifest:
+    """Reads a bundle's manifest alone; whether the files match it is not checked.
+
+    Raises:
+        BundleError: no bundle there, an unreadable manifest, another schema version.
+    """
+    return _read_sealed_manifest(path)[0]
+
+
+def _read_sealed_manifest(path: Path) -> tuple[BundleManifest, str]:
     """The manifest, and the SHA-256 of its bytes."""
     file = path / MANIFEST
     try:
@@ -181,4 +222,6 @@ def _read_manifest(path: Path) -> tuple[BundleManifest, str]:
         raise BundleError(f"{file} must describe a question_encoder and a context_encoder")
     if len({tower.dim for tower in manifest.towers.values()}) != 1:
         raise BundleError(f"{file} has towers of different dimensions; export the bundle again")
+    if any(REFERENCE_VARIANT not in tower.variants for tower in manifest.towers.values()):
+        raise BundleError(f"{file} has a tower without the variant {REFERENCE_VARIANT}; export the bundle again")
     return manifest, hashlib.sha256(data).hexdigest()

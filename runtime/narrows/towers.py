@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,6 @@ from narrows.tokenizer import TowerTokenizer
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 MAX_BATCH = 64
-DEFAULT_VARIANT = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +42,26 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def load_towers(bundle: Bundle, variant: str, threads: int, roles: Sequence[Role]) -> dict[Role, Tower]:
-    """Loads towers of a bundle and checks their golden embeddings. Roles that share a directory share a tower.
+def load_towers(
+    bundle: Bundle, variant: str | Mapping[Role, str], threads: int, roles: Sequence[Role]
+) -> dict[Role, Tower]:
+    """Loads towers of a bundle, in one variant or one for each role, and checks their golden embeddings.
+
+    Roles that share a directory and a variant share a tower.
 
     Raises:
         BundleError: an unreadable file, a variant the bundle lacks, or one that is off on this machine.
     """
-    loaded: dict[str, Tower] = {}
+    loaded: dict[tuple[str, str], Tower] = {}
     towers: dict[Role, Tower] = {}
     for role in roles:
         manifest = bundle.tower(role)
-        if manifest.directory not in loaded:
+        name = variant if isinstance(variant, str) else variant[role]
+        key = (manifest.directory, name)
+        if key not in loaded:
             file = bundle.file(manifest, manifest.tokenizer_file)
             tokenizer = TowerTokenizer.load(file, manifest.tokenizer, manifest.max_tokens)
-            encoder = load_encoder(bundle, role, variant, tokenizer.pad_id, threads)
-            loaded[manifest.directory] = Tower(manifest, tokenizer, encoder)
-        towers[role] = loaded[manifest.directory]
+            encoder = load_encoder(bundle, role, name, tokenizer.pad_id, threads)
+            loaded[key] = Tower(manifest, tokenizer, encoder)
+        towers[role] = loaded[key]
     return towers

@@ -75,17 +75,17 @@ def test_missing_and_cut_files(copy: Path, name: str) -> None:
     assert refusal(copy).startswith(f"{file} is missing")
 
 
-@pytest.mark.parametrize(("version", "said"), [(b"2", "2"), (b"0", "0"), (b"null", "None")])
+@pytest.mark.parametrize(("version", "said"), [(b"1", "1"), (b"3", "3"), (b"0", "0"), (b"null", "None")])
 def test_another_schema_version(copy: Path, version: bytes, said: str) -> None:
     manifest = copy / "manifest.json"
     data = manifest.read_bytes()
-    manifest.write_bytes(data.replace(b'"schema_version": 1', b'"schema_version": ' + version))
-    assert refusal(copy).startswith(f"{manifest} has schema version {said}; this program reads 1; ")
+    manifest.write_bytes(data.replace(b'"schema_version": 2', b'"schema_version": ' + version))
+    assert refusal(copy).startswith(f"{manifest} has schema version {said}; this program reads 2; make it again")
 
 
 def test_a_later_schema_is_known_by_its_version_whatever_else_it_holds(copy: Path) -> None:
-    (copy / "manifest.json").write_bytes(b'{"schema_version": 2, "everything": ["else"]}')
-    assert "has schema version 2; this program reads 1" in refusal(copy)
+    (copy / "manifest.json").write_bytes(b'{"schema_version": 3, "everything": ["else"]}')
+    assert "has schema version 3; this program reads 2" in refusal(copy)
     (copy / "manifest.json").write_bytes(b"{}")
     assert "has schema version None" in refusal(copy)
 
@@ -148,7 +148,7 @@ def test_writing_the_manifest_again_changes_nothing(copy: Path) -> None:
     before = (copy / "manifest.json").read_bytes()
     write_manifest(copy, open_bundle(copy).manifest)
     assert (copy / "manifest.json").read_bytes() == before
-    assert msgspec.json.decode(before)["schema_version"] == 1
+    assert msgspec.json.decode(before)["schema_version"] == 2
 
 
 # --- loading

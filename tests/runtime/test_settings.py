@@ -132,7 +132,7 @@ def test_unknown_name_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "narrows.toml"
     file.write_text('bundle = "b"\nmax_itmes = 3\n', "utf-8")
     message = refusal({}, {}, file)
-    assert message.startswith(f"{file}: unknown setting max_itmes; known are bundle, index, listen")
+    assert message.startswith(f"{file}: unknown setting max_itmes; known are bundle, index, variant, listen")
     assert all(name in message for name in NAMES)
 
 

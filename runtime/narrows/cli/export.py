@@ -49,10 +49,22 @@ DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
         "(default: hf, texts as they are; docs/user.md describes each)",
     )
     command.add_argument(
+        "--variants",
+        default="fp32",
+        metavar="LIST",
+        help="numeric variants to make, such as fp32,fp16,int8 (default: fp32, which is always made)",
+    )
+    command.add_argument(
         "--allow-unpaired", action="store_true", help="write the bundle even if the towers fail the pair check"
     )
     command.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     command.set_defaults(run=run)
+
+
+def other_variants(names: str) -> tuple[str, ...]:
+    """The variants of a comma-separated list besides fp32, each once, in order."""
+    listed = dict.fromkeys(name.strip() for name in names.split(","))
+    return tuple(name for name in listed if name not in ("", "fp32"))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,5 +81,6 @@ def run(options: argparse.Namespace) -> int:
         max_tokens=options.max_tokens,
         text_preset=options.text_preset,
         allow_unpaired=options.allow_unpaired,
+        variants=other_variants(options.variants),
     )
     return report.run(request, options.json)

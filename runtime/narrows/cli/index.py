@@ -59,6 +59,12 @@ def add(commands: "Commands") -> None:
         help="also write the passages that were cut there, as JSON lines (id, tokens, kept); the index holds them in "
         "truncated.jsonl",
     )
+    build.add_argument(
+        "--variant",
+        default="fp32",
+        metavar="V",
+        help="context encoder's variant (default: fp32); the server then uses the same one for passages",
+    )
     build.add_argument("--threads", type=_count, default=0, metavar="N", help="encoder threads (default: all cores)")
     build.add_argument("--json", action="store_true", help="print the report as JSON")
     build.set_defaults(run=run_build)
@@ -103,12 +109,13 @@ def run_build(options: argparse.Namespace) -> int:
     """Builds, with progress on stderr and the report on stdout."""
     from tqdm import tqdm
 
+    from narrows import variants
     from narrows.bundle import open_bundle
     from narrows.durable import write_file
     from narrows.index.build import BuildRequest, Progress, build_index
     from narrows.index.store import TRUNCATED
     from narrows.index.unfinished import BUILD, read_journal
-    from narrows.towers import DEFAULT_VARIANT, available_cores
+    from narrows.towers import available_cores
 
     class Bars(Progress):
         """A count while reading; the estimate; then passages/s and ETA while encoding."""
@@ -141,13 +148,14 @@ def run_build(options: argparse.Namespace) -> int:
         passages=options.passages,
         out=options.out,
         name=options.name or options.out.resolve().stem,
-        variant=DEFAULT_VARIANT,
+        variant=options.variant,
         threads=options.threads or available_cores(),
         replace=options.replace,
         restart=options.restart,
         skip_bad=options.skip_bad,
     )
     bundle = open_bundle(options.bundle)
+    warning = variants.choose(bundle.manifest, options.variant, "").warning
     bars = Bars()
     try:
         report = build_index(bundle, request, bars)
@@ -160,6 +168,8 @@ def run_build(options: argparse.Namespace) -> int:
         return 130
     finally:
         bars.bar.close()
+    if warning:
+        print(f"WARNING: this index will be served by default with {warning}", file=sys.stderr)
     if options.truncated_report:
         write_file(options.truncated_report, (options.out / report.generation / TRUNCATED).read_bytes())
     if options.json:

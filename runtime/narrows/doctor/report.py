@@ -127,9 +127,8 @@ def open_artifacts(bundle_path: Path | None, index_path: Path | None) -> list[Ar
     artifacts = []
     bundle = None
     try:
-        from narrows.bundle import open_bundle
+        from narrows.bundle import REFERENCE_VARIANT, open_bundle
         from narrows.index.store import open_index, read_manifest
-        from narrows.towers import DEFAULT_VARIANT
     except ModuleNotFoundError as error:
         kinds: dict[Literal["bundle", "index"], Path | None] = {"bundle": bundle_path, "index": index_path}
         return [
@@ -137,7 +136,7 @@ def open_artifacts(bundle_path: Path | None, index_path: Path | None) -> list[Ar
             for kind, path in kinds.items()
             if path
         ]
-    variant = DEFAULT_VARIANT
+    variant = REFERENCE_VARIANT
     if index_path:
         try:
             generation, manifest = read_manifest(index_path)

@@ -199,7 +199,7 @@ class Answers:
         return pb.Served(
             bundle=self._app.bundle.manifest.name,
             variant=self._app.variant,
-            passage_variant=self._app.variant,
+            passage_variant=self._app.passage_variant,
             index=index.manifest.name if index else "",
             generation=index.generation if index else "",
             timings=convert.timings_message(outcomes, front),

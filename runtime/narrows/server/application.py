@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from narrows import bundle as bundles
-from narrows import costs
-from narrows.bundle import Bundle
+from narrows import costs, variants
+from narrows.bundle import Bundle, Role
 from narrows.engine import EncodeStage, Engine, SearchStage
 from narrows.errors import MismatchError, NotFoundError
 from narrows.index import Index
 from narrows.index.store import OpenIndex, open_index
 from narrows.scheduler import LaneSettings
 from narrows.settings import ServerSettings
-from narrows.towers import DEFAULT_VARIANT, Tower, available_cores, load_towers
+from narrows.towers import Tower, available_cores, load_towers
 from narrows.work import Lane, Outcome
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ class Application:
 
     settings: ServerSettings
     bundle: Bundle
-    variant: str
+    variant: str  # of the question encoder
+    passage_variant: str
     towers: dict[Lane, Tower]
     index: OpenIndex | None
     engine: Engine
@@ -80,10 +81,16 @@ def load(settings: ServerSettings, deliver: Callable[[Sequence[Outcome]], None])
     search_threads = settings.search_threads or cores
     bundle = bundles.open_bundle(settings.bundle, settings.verify)
     index = open_index(settings.index, bundle, search_threads, settings.verify) if settings.index else None
-    variant = index.manifest.variant if index else DEFAULT_VARIANT
-    loaded = load_towers(bundle, variant, encode_threads, ["question_encoder", "context_encoder"])
+    choice = variants.choose(bundle.manifest, index.manifest.variant if index else None, settings.variant)
+    chosen: dict[Role, str] = {"question_encoder": choice.question, "context_encoder": choice.passage}
+    loaded = load_towers(bundle, chosen, encode_threads, list(chosen))
+    if choice.warning:
+        log.warning("%s", choice.warning)
     towers: dict[Lane, Tower] = {"questions": loaded["question_encoder"], "passages": loaded["context_encoder"]}
-    log.info("bundle %s (%s) and index loaded after %.1f s", bundle.path, variant, time.monotonic() - started_s)
+    log.info(
+        "bundle %s (questions by %s, passages by %s) and index loaded after %.1f s",
+        bundle.path, choice.question, choice.passage, time.monotonic() - started_s,
+    )  # fmt: skip
 
     budget_ms = settings.warmup_budget_ms / len({id(tower) for tower in towers.values()})
     measured = {id(tower): tower.measure_costs(budget_ms) for tower in towers.values()}
@@ -103,7 +110,7 @@ def load(settings: ServerSettings, deliver: Callable[[Sequence[Outcome]], None])
     ]
     engine = Engine(encode, search, lanes, deliver)
     log.info("ready after %.1f s on %d cores", time.monotonic() - started_s, cores)
-    return Application(settings, bundle, variant, towers, index, engine)
+    return Application(settings, bundle, choice.question, choice.passage, towers, index, engine)
 
 
 def _search_stage(index: Index) -> SearchStage:

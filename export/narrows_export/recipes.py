@@ -1,0 +1,212 @@
+"""The fp32 graph of a tower -> its other variants, each by a recipe whose operators are counted.
+
+    fp16   the layers in half precision, what follows them (pooling, projection, embedding) in single: for GPUs. On a
+           CPU, ONNX Runtime computes in single precision and rounds to half in between, which checks the numerics.
+    int8   weights per output channel, activations by one scale a tensor, found anew for every batch: small and quick
+           on a CPU, but an embedding depends on what else is in its batch. Experimental for that reason.
+
+A variant is made from the bundle's own fp32 file, so that the checkpoint is not needed again.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from narrows import durable
+from narrows.bundle import REFERENCE_VARIANT, BundleManifest, TowerManifest, Variant, open_bundle, update_manifest
+from narrows.encoder import Encoder
+from narrows.errors import BundleError, ExportError
+from narrows.tokenizer import TowerTokenizer
+from narrows_export import checks
+from narrows_export.graph import quiet
+
+FUSED = ("EmbedLayerNormalization", "Attention", "SkipLayerNormalization", "BiasGelu")
+
+OpCounts = dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a variant is made and what it must show.
+
+    `op_counts` are the operators that the graph must hold, from those of the fp32 graph. The golden tolerance is
+    `tolerance_factor` times the variant's own max abs error against fp32; docs/decisions/018 says why.
+    """
+
+    name: str
+    make: Callable[[Path, Path], None]
+    op_counts: Callable[[OpCounts], OpCounts]
+    min_cosine: float
+    tolerance_factor: float
+    experimental: bool
+
+
+def make_fp16(fp32: Path, out: Path) -> None:
+    """Converts the layers of a fused graph to half precision; ids, mask, pooling and embedding keep their types."""
+    with quiet():
+        model = OnnxModel(onnx.load(fp32))
+        layers = _layers(model.model.graph)
+        others = [node.name for node in model.model.graph.node if node.name not in layers]
+        model.convert_float_to_float16(keep_io_types=True, node_block_list=others)
+        _drop_repeated_casts(model.model.graph)
+        model.topological_sort()
+    onnx.save(model.model, out)
+
+
+def _layers(graph: onnx.GraphProto) -> set[str]:
+    """The names of the last normalization of the last layer and of all that it depends on."""
+    producers = {output: node for node in graph.node for output in node.output}
+    pending = [[node for node in graph.node if node.op_type == "SkipLayerNormalization"][-1]]
+    names: set[str] = set()
+    while pending:
+        node = pending.pop()
+        names.add(node.name)
+        pending += [producers[name] for name in node.input if name in producers and producers[name].name not in names]
+    return names
+
+
+def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
+    """Keeps one of the equal casts that the converter puts before every reader of a value: ONNX wants names once."""
+    kept = {tuple(node.output): node for node in graph.node}
+    if len(kept) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(kept.values())
+
+
+def make_int8(fp32: Path, out: Path) -> None:
+    """Quantizes a fused graph dynamically. Without DefaultTensorType the fused operators' types are unknown to it."""
+    with quiet():
+        quantize_dynamic(
+            fp32,
+            out,
+            op_types_to_quantize=["MatMul", "Attention", "EmbedLayerNormalization"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+
+
+def _fp16_counts(fp32: OpCounts) -> OpCounts:
+    """Every operator of the layers reads weights in half precision."""
+    return {f"{name} (fp16)": fp32[name] for name in (*FUSED, "MatMul")}
+
+
+def _int8_counts(fp32: OpCounts) -> OpCounts:
+    """Every product with a weight is in integers; normalization and GELU stay in single precision."""
+    return {
+        "QEmbedLayerNormalization": fp32["EmbedLayerNormalization"],
+        "QAttention": fp32["Attention"],
+        "MatMulInteger": fp32["MatMul"] + fp32.get("Gemm", 0),
+        "SkipLayerNormalization": fp32["SkipLayerNormalization"],
+        "BiasGelu": fp32["BiasGelu"],
+    }
+
+
+RECIPES = {
+    "fp16": Recipe("fused-fp16", make_fp16, _fp16_counts, min_cosine=0.9999, tolerance_factor=4, experimental=False),
+    "int8": Recipe("dynamic-int8", make_int8, _int8_counts, min_cosine=0.9, tolerance_factor=1, experimental=True),
+}
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises ExportError if there is no recipe for one of `names`."""
+    for name in names:
+        if name not in RECIPES:
+            raise ExportError(f"there is no variant {name!r} to make; there are {', '.join(RECIPES)}")
+
+
+def count_operators(file: Path) -> OpCounts:
+    """Operators of a graph by name; those that read a half-precision weight count as `NAME (fp16)`."""
+    graph = onnx.load(file).graph
+    half = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
+    return dict(
+        Counter(f"{node.op_type} (fp16)" if half.intersection(node.input) else node.op_type for node in graph.node)
+    )
+
+
+def add_variant(directory: Path, tower: TowerManifest, name: str, tokenizer: TowerTokenizer, threads: int) -> Variant:
+    """Makes a variant of a tower beside its fp32 file, checks it, and records its golden embeddings.
+
+    Args:
+        directory: of the tower; model and golden file are written there.
+        tower: its manifest; only dimensions, length and the fp32 variant's file are read.
+        name: fp16 or int8.
+        tokenizer: the tower's.
+        threads: of ONNX Runtime while checking.
+
+    Raises:
+        ExportError: an operator that the recipe demands is missing, or the embeddings are too far from fp32.
+    """
+    recipe = RECIPES[name]
+    reference_file = directory / tower.variants[REFERENCE_VARIANT].file
+    model_file, golden_file = directory / f"model.{name}.onnx", directory / f"golden.{name}.npz"
+    recipe.make(reference_file, model_file)
+    expected = recipe.op_counts(count_operators(reference_file))
+    found = count_operators(model_file)
+    counts = {operator: found.get(operator, 0) for operator in expected}
+    if counts != expected:
+        raise ExportError(f"the {name} graph holds {counts} where its recipe demands {expected}; check the versions")
+    encoder = Encoder(model_file, tokenizer.pad_id, threads)
+    texts = [*checks.golden_texts(tokenizer), *checks.sample_texts(tokenizer, "question_encoder")]
+    texts += checks.sample_texts(tokenizer, "context_encoder")
+    reference = Encoder(reference_file, tokenizer.pad_id, threads)
+    try:
+        measured = checks.compare(reference, encoder, texts)
+    except BundleError:
+        raise ExportError(f"an embedding in {name} is NaN or infinite: the tower's values exceed its range") from None
+    if not measured.min_cosine >= recipe.min_cosine:
+        raise ExportError(
+            f"the {name} embeddings are too far from fp32: cosine {measured.min_cosine:.5f} for the worst of "
+            f"{measured.texts} texts, where {recipe.min_cosine} is demanded"
+        )
+    checks.golden(encoder, tokenizer).save(golden_file)
+    for file in (model_file, golden_file):
+        durable.fsync_path(file)
+    return Variant(
+        file=model_file.name,
+        sha256=durable.sha256_file(model_file),
+        size_bytes=model_file.stat().st_size,
+        recipe=recipe.name,
+        fused_ops=counts,
+        experimental=recipe.experimental,
+        parity_max_abs_error=measured.max_abs_error,
+        parity_min_cosine=measured.min_cosine,
+        batch_max_abs_difference=measured.batch_max_abs_difference,
+        golden_file=golden_file.name,
+        golden_sha256=durable.sha256_file(golden_file),
+        golden_tolerance=max(recipe.tolerance_factor * measured.max_abs_error, checks.PARITY_LIMIT),
+    )
+
+
+def extend_bundle(path: Path, names: Sequence[str], threads: int, step: Callable[[str], None]) -> BundleManifest:
+    """Adds variants to the towers of a bundle; the manifest names them only when all are made, checked and synced.
+
+    `step` is told, in a few words, what begins.
+
+    Raises:
+        BundleError: no sound bundle there, or another process is changing it.
+        ExportError: the bundle has one of the variants already; or as `add_variant`.
+    """
+    check_names(names)
+
+    def extend(manifest: BundleManifest) -> BundleManifest:
+        bundle = open_bundle(path)
+        towers = {tower.directory: tower for tower in manifest.towers.values()}
+        for directory, tower in towers.items():
+            tokenizer = TowerTokenizer.load(bundle.file(tower, tower.tokenizer_file), tower.tokenizer, tower.max_tokens)
+            made = dict(tower.variants)
+            for name in names:
+                if name in made:
+                    raise ExportError(f"{path} has {name} already; export to another --out to make it anew")
+                step(f"{directory.replace('_', ' ')}: making and checking {name}")
+                made[name] = add_variant(path / directory, tower, name, tokenizer, threads)
+            durable.fsync_path(path / directory)
+            towers[directory] = replace(tower, variants=made)
+        return replace(manifest, towers={role: towers[tower.directory] for role, tower in manifest.towers.items()})
+
+    return update_manifest(path, extend)
