@@ -2,18 +2,20 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
-from narrows.bundle import Variant
+from narrows.cli.gate_arguments import run_gate
+from narrows.cli.tables import print_quality, print_rows, quality_json, variant_rows
+from narrows.towers import available_cores
 from narrows_export.export import STEPS_PER_TOWER, ExportReport, ExportRequest, export_bundle, unpaired_warning
+from narrows_export.gate_data import GateData
 
 
-def run(request: ExportRequest, as_json: bool) -> int:
-    """Exports with a progress bar on stderr, then prints the table, or the report as JSON, on stdout."""
+def run(request: ExportRequest, gate: GateData | None, as_json: bool) -> int:
+    """Exports and judges with progress bars on stderr, then prints tables, or one JSON object, on stdout."""
     total = 2 + 2 * (STEPS_PER_TOWER + len(request.variants)) + 1
     with tqdm(total=total, unit="step", file=sys.stderr, bar_format="{n_fmt}/{total_fmt} {elapsed} {desc}") as bar:
 
@@ -24,10 +26,15 @@ def run(request: ExportRequest, as_json: bool) -> int:
         report = export_bundle(request, step)
         bar.total = bar.n
         bar.set_description_str("done")
+    judged = run_gate(request.out, gate, available_cores()) if gate else None
     if as_json:
-        print(json.dumps(asdict(report)))
+        quality = quality_json(judged) if judged else {}
+        print(json.dumps({**asdict(report), **quality}))
     else:
         print_table(report)
+        if judged:
+            print()
+            print_quality(judged)
     if not report.pair_check.passed:
         print(f"\nWARNING: {unpaired_warning(report.pair_check)}.", file=sys.stderr)
     return 0
@@ -51,32 +58,7 @@ def print_table(report: ExportReport) -> None:
     print_rows(rows)
     if any(len(tower.variants) > 1 for tower in report.towers):
         print()
-        print_rows(variant_rows({tower.tower: tower.variants for tower in report.towers}))
+        print_rows(variant_rows((tower.tower, tower.variants) for tower in report.towers))
     pair = report.pair_check
     print(f"\npair check: {pair.correct} of {pair.pairs} right passages first ({pair.language}; chance 1)")
     print(f"wrote {Path(report.bundle)} ({', '.join(report.towers[0].variants)})")
-
-
-def variant_rows(towers: Mapping[str, Mapping[str, Variant]]) -> list[tuple[str, ...]]:
-    """A table of the variants of each tower: size, and distance from fp32 (for fp32: from PyTorch)."""
-    rows: list[tuple[str, ...]] = [("tower", "variant", "size", "max abs error", "min cosine", "alone - in batches")]
-    for tower, variants in towers.items():
-        for name, variant in variants.items():
-            rows.append(
-                (
-                    tower,
-                    f"{name} (experimental)" if variant.experimental else name,
-                    f"{variant.size_bytes / 2**20:.0f} MiB",
-                    f"{variant.parity_max_abs_error:.1e}",
-                    f"{variant.parity_min_cosine:.6f}",
-                    f"{variant.batch_max_abs_difference:.1e}",
-                )
-            )
-    return rows
-
-
-def print_rows(rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table with aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

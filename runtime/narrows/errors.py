@@ -95,3 +95,7 @@ class SettingsError(NarrowsError):
 
 class MissingExtraError(NarrowsError):
     """A command needs packages that this installation lacks."""
+
+
+class GateDataError(NarrowsError):
+    """Questions, passages or calibration texts that cannot judge a variant, such as texts it was calibrated on."""

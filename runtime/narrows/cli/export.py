@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from narrows.cli.gate_arguments import add_gate_arguments, gate_request
+from narrows.errors import ExportError
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -19,7 +22,10 @@ def add(commands: "Commands") -> None:
   narrows export --question-encoder facebook/dpr-question_encoder-single-nq-base \\
                  --context-encoder facebook/dpr-ctx_encoder-single-nq-base --out nq.bundle
   narrows export --question-encoder ./my-question-tower --context-encoder ./my-context-tower --out my.bundle
-  narrows export --question-encoder ./all-MiniLM-L6-v2 --context-encoder ./all-MiniLM-L6-v2 --out minilm.bundle
+  narrows export --question-encoder ./all-MiniLM-L6-v2 --context-encoder ./all-MiniLM-L6-v2 --out minilm.bundle \
+                 --variants fp32,int8 --gate-questions questions.jsonl --gate-passages passages.tsv
+
+The gate judges every pair of variants by what it finds (see narrows bundle gate --help), and may also run later.
 
 DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -57,6 +63,7 @@ DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
     command.add_argument(
         "--allow-unpaired", action="store_true", help="write the bundle even if the towers fail the pair check"
     )
+    add_gate_arguments(command, required=False)
     command.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     command.set_defaults(run=run)
 
@@ -83,4 +90,11 @@ def run(options: argparse.Namespace) -> int:
         allow_unpaired=options.allow_unpaired,
         variants=other_variants(options.variants),
     )
-    return report.run(request, options.json)
+    if not (options.gate_questions or options.gate_passages or options.calibration):
+        return report.run(request, None, options.json)
+    if not (options.gate_questions and options.gate_passages):
+        raise ExportError("a gate needs both --gate-questions and --gate-passages")
+    from narrows_export import gate_data
+
+    data = gate_data.read(gate_request(options))  # first, so that a bad file is found before minutes of export
+    return report.run(request, data, options.json)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import narrows
-from narrows.cli import config, doctor, evaluate, export, index, passages, quickstart, search, serve
+from narrows.cli import bundle, config, doctor, evaluate, export, index, passages, quickstart, search, serve
 from narrows.errors import MissingExtraError, NarrowsError
 from narrows.packages import extra_of
 
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"narrows {narrows.__version__}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (quickstart, doctor, export, passages, index, serve, search, evaluate, config):
+    for command in (quickstart, doctor, export, bundle, passages, index, serve, search, evaluate, config):
         command.add(commands)
     return root
 

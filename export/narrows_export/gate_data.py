@@ -1,0 +1,121 @@
+"""What a gate judges with: questions and passages, shown to share no text with what variants were calibrated on."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from narrows import durable, passage_files
+from narrows.errors import GateDataError, PassageFileError
+from narrows.evaluation import questions as question_files
+from narrows.evaluation.questions import Question
+from narrows.passages import Passage
+from narrows.quality import DataFile
+from narrows.text_lines import TextLines, kind
+
+WORD = re.compile(r"\w+")
+EXAMPLE_CHARS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class GateRequest:
+    """The files of a gate. `limit` questions are drawn with `seed`; None takes all. `language` is recorded only."""
+
+    questions: Path
+    passages: Path
+    calibration: tuple[Path, ...] = ()
+    limit: int | None = None
+    seed: int = 0
+    language: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GateData:
+    """The texts of a gate, the files that they are from, and what a gate draws by chance."""
+
+    questions: tuple[Question, ...]
+    passages: tuple[Passage, ...]
+    question_file: DataFile
+    passage_file: DataFile
+    calibration: tuple[DataFile, ...]
+    seed: int
+    language: str
+
+
+def read(request: GateRequest) -> GateData:
+    """Reads the files of a gate.
+
+    Raises:
+        QuestionFileError, PassageFileError: a file breaks its format.
+        GateDataError: a question or passage is also a calibration text, by the hash of its normalized text.
+    """
+    questions = _drawn(question_files.read(request.questions), request.limit, request.seed)
+    passages = [row.passage for row in passage_files.read(request.passages)]
+    if not passages:
+        raise PassageFileError(f"{request.passages}: it holds no passages")
+    calibration = []
+    for file in request.calibration:
+        texts = calibration_texts(file)
+        calibrated = {text_key(text) for text in texts}
+        _check_disjoint(file, calibrated, "questions", [question.text for question in questions])
+        _check_disjoint(file, calibrated, "passages", [passage.text for passage in passages])
+        calibration.append(_describe(file, texts))
+    return GateData(
+        questions=tuple(questions),
+        passages=tuple(passages),
+        question_file=_describe(request.questions, questions),
+        passage_file=_describe(request.passages, passages),
+        calibration=tuple(calibration),
+        seed=request.seed,
+        language=request.language,
+    )
+
+
+def calibration_texts(file: Path) -> list[str]:
+    """The texts of a file of questions or of passages; which of the two, its first line says."""
+    if _holds_passages(file):
+        return [row.passage.text for row in passage_files.read(file)]
+    return [question.text for question in question_files.read(file)]
+
+
+def text_key(text: str) -> str:
+    """A hash of a text's words, whatever their case, spacing, punctuation and Unicode form."""
+    words = WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return hashlib.sha256(" ".join(words or [text.strip()]).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _drawn(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
+    """`limit` questions drawn without replacement, in the order of the file."""
+    if limit is None or limit >= len(questions):
+        return list(questions)
+    chosen = np.random.default_rng(seed).choice(len(questions), limit, replace=False)
+    return [questions[number] for number in sorted(chosen)]
+
+
+def _check_disjoint(file: Path, calibrated: set[str], what: str, texts: Iterable[str]) -> None:
+    shared = [text for text in texts if text_key(text) in calibrated]
+    if shared:
+        raise GateDataError(
+            f"{len(shared)} of the gate's {what} are also in the calibration data {file}, such as "
+            f"{shared[0][:EXAMPLE_CHARS]!r}: a variant would be judged by what it was fitted to; take them out of one"
+        )
+
+
+def _holds_passages(file: Path) -> bool:
+    lines = TextLines(file, GateDataError)
+    first = next((line for line in lines if line.strip()), "")
+    if kind(file) == ".jsonl":
+        try:
+            return "question" not in msgspec.json.decode(first, type=dict[str, object])
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise lines.error(f"expected a JSON object with a question or a passage: {error}") from None
+    return kind(file) == ".tsv" and first.rstrip("\r\n").split("\t") == passage_files.TSV_HEADER
+
+
+def _describe(file: Path, texts: Sequence[object]) -> DataFile:
+    return DataFile(file.name, durable.sha256_file(file), len(texts))
