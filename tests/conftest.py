@@ -1,5 +1,6 @@
 """Artifacts that many tests share, each made once a session by the real programs."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from narrows.bundle import Bundle, open_bundle
 from narrows.index.build import BuildRequest, Progress, build_index
 from narrows_export import corpus
 from narrows_export.export import ExportRequest, export_bundle
+from narrows_export.recipes import extend_bundle
 
 SHARED = Path(__file__).parents[2] / "shared"  # real data and towers beside a developer's checkout; tests skip without
 
@@ -38,6 +40,14 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory, small_pair: Pair) -> 
         ExportRequest(str(small_pair.question), str(small_pair.context), out, "small", allow_unpaired=True),
         step=lambda what: None,
     )
+    return open_bundle(out)
+
+
+@pytest.fixture(scope="session")
+def variants_bundle(tmp_path_factory: pytest.TempPathFactory, small_bundle: Bundle) -> Bundle:
+    """The small bundle with fp16 and int8 added to it."""
+    out = shutil.copytree(small_bundle.path, tmp_path_factory.mktemp("bundles") / "variants.bundle")
+    extend_bundle(out, ["fp16", "int8"], threads=1, step=lambda what: None)
     return open_bundle(out)
 
 

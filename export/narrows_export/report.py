@@ -7,14 +7,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from narrows.cli.gate_arguments import run_gate
+from narrows.bundle import BundleManifest
 from narrows.cli.tables import print_quality, print_rows, quality_json, variant_rows
 from narrows.towers import available_cores
+from narrows_export import gate
 from narrows_export.export import STEPS_PER_TOWER, ExportReport, ExportRequest, export_bundle, unpaired_warning
 from narrows_export.gate_data import GateData
 
 
-def run(request: ExportRequest, gate: GateData | None, as_json: bool) -> int:
+def run(request: ExportRequest, data: GateData | None, as_json: bool) -> int:
     """Exports and judges with progress bars on stderr, then prints tables, or one JSON object, on stdout."""
     total = 2 + 2 * (STEPS_PER_TOWER + len(request.variants)) + 1
     with tqdm(total=total, unit="step", file=sys.stderr, bar_format="{n_fmt}/{total_fmt} {elapsed} {desc}") as bar:
@@ -26,7 +27,7 @@ def run(request: ExportRequest, gate: GateData | None, as_json: bool) -> int:
         report = export_bundle(request, step)
         bar.total = bar.n
         bar.set_description_str("done")
-    judged = run_gate(request.out, gate, available_cores()) if gate else None
+    judged = run_gate(request.out, data, available_cores()) if data else None
     if as_json:
         quality = quality_json(judged) if judged else {}
         print(json.dumps({**asdict(report), **quality}))
@@ -38,6 +39,29 @@ def run(request: ExportRequest, gate: GateData | None, as_json: bool) -> int:
     if not report.pair_check.passed:
         print(f"\nWARNING: {unpaired_warning(report.pair_check)}.", file=sys.stderr)
     return 0
+
+
+class _Bars(gate.Progress):
+    """A bar for each part of a gate."""
+
+    def __init__(self) -> None:
+        self.bar = tqdm(total=0, file=sys.stderr, disable=True)
+
+    def begin(self, what: str, total: int) -> None:
+        self.bar.close()
+        self.bar = tqdm(desc=what, total=total, file=sys.stderr, unit=" texts")
+
+    def advance(self, items: int) -> None:
+        self.bar.update(items)
+
+
+def run_gate(bundle: Path, data: GateData, threads: int) -> BundleManifest:
+    """Runs the gate with progress bars on stderr."""
+    bars = _Bars()
+    try:
+        return gate.run_gate(bundle, data, threads, bars)
+    finally:
+        bars.bar.close()
 
 
 def print_table(report: ExportReport) -> None:

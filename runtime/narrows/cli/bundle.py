@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.cli import tables
-from narrows.cli.gate_arguments import add_gate_arguments, count, gate_request, run_gate
+from narrows.cli.arguments import add_gate_arguments, gate_request, threads
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -38,7 +38,7 @@ def add(commands: "Commands") -> None:
     )
     extend.add_argument("bundle", type=Path, metavar="BUNDLE")
     extend.add_argument("--variants", required=True, metavar="LIST", help="what to make, such as fp16,int8")
-    extend.add_argument("--threads", type=count, default=0, metavar="N", help="threads (default: all cores)")
+    extend.add_argument("--threads", type=threads, default=0, metavar="N", help="threads (default: all cores)")
     extend.add_argument("--json", action="store_true", help="print the variants as JSON instead of a table")
     extend.set_defaults(run=run_add_variants)
 
@@ -57,7 +57,7 @@ A pair passes if, over all passages, the lower end of the 95 % interval of its t
     )
     gate.add_argument("bundle", type=Path, metavar="BUNDLE")
     add_gate_arguments(gate, required=True)
-    gate.add_argument("--threads", type=count, default=0, metavar="N", help="threads (default: all cores)")
+    gate.add_argument("--threads", type=threads, default=0, metavar="N", help="threads (default: all cores)")
     gate.add_argument("--json", action="store_true", help="print the reports as JSON instead of tables")
     gate.set_defaults(run=run_judge)
 
@@ -121,10 +121,10 @@ def run_add_variants(options: argparse.Namespace) -> int:
 def run_judge(options: argparse.Namespace) -> int:
     """Runs the gate, with progress on stderr."""
     from narrows.towers import available_cores
-    from narrows_export import gate_data
+    from narrows_export import gate_data, report
 
     data = gate_data.read(gate_request(options))
-    manifest = run_gate(options.bundle, data, options.threads or available_cores())
+    manifest = report.run_gate(options.bundle, data, options.threads or available_cores())
     if options.json:
         print(json.dumps(tables.quality_json(manifest)))
     else:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrows.cli.gate_arguments import add_gate_arguments, gate_request
+from narrows.cli.arguments import add_gate_arguments, gate_request
 from narrows.errors import ExportError
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from narrows.cli.arguments import threads
+
 if TYPE_CHECKING:
     from narrows.index.store import SkippedRows
 
@@ -65,7 +67,7 @@ def add(commands: "Commands") -> None:
         metavar="V",
         help="context encoder's variant (default: fp32); the server then uses the same one for passages",
     )
-    build.add_argument("--threads", type=_count, default=0, metavar="N", help="encoder threads (default: all cores)")
+    build.add_argument("--threads", type=threads, default=0, metavar="N", help="encoder threads (default: all cores)")
     build.add_argument("--json", action="store_true", help="print the report as JSON")
     build.set_defaults(run=run_build)
 
@@ -81,7 +83,7 @@ def add(commands: "Commands") -> None:
         "--sample", type=_sample, default=200, metavar="N", help="passages to encode again (default: 200)"
     )
     verify.add_argument("--seed", type=int, default=0, help="which passages the sample holds (default: 0)")
-    verify.add_argument("--threads", type=_count, default=0, metavar="N", help="encoder threads (default: all cores)")
+    verify.add_argument("--threads", type=threads, default=0, metavar="N", help="encoder threads (default: all cores)")
     verify.add_argument("--json", action="store_true", help="print the report as JSON")
     verify.set_defaults(run=run_verify)
 
@@ -89,13 +91,6 @@ def add(commands: "Commands") -> None:
     info.add_argument("index", type=Path, metavar="INDEX")
     info.add_argument("--json", action="store_true", help="print the manifest as JSON")
     info.set_defaults(run=run_info)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 1024:
-        raise argparse.ArgumentTypeError("must be 0 to 1024")
-    return number
 
 
 def _sample(text: str) -> int:

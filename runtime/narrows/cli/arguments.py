@@ -1,16 +1,14 @@
-"""The arguments of a gate, which `narrows export` and `narrows bundle gate` share."""
+"""Arguments that several commands share."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from narrows.bundle import BundleManifest
-    from narrows_export.gate_data import GateData, GateRequest
+    from narrows_export.gate_data import GateRequest
 
 
-def count(text: str) -> int:
+def threads(text: str) -> int:
     """A number of threads; 0 means all cores."""
     number = int(text)
     if not 0 <= number <= 1024:
@@ -19,7 +17,7 @@ def count(text: str) -> int:
 
 
 def add_gate_arguments(command: argparse.ArgumentParser, *, required: bool) -> None:
-    """Adds the arguments."""
+    """Adds the arguments of a gate."""
     command.add_argument(
         "--gate-questions",
         type=Path,
@@ -49,7 +47,7 @@ def add_gate_arguments(command: argparse.ArgumentParser, *, required: bool) -> N
 
 
 def gate_request(options: argparse.Namespace) -> "GateRequest":
-    """The request that the arguments make."""
+    """What the arguments of a gate ask for."""
     from narrows_export.gate_data import GateRequest
 
     return GateRequest(
@@ -60,30 +58,6 @@ def gate_request(options: argparse.Namespace) -> "GateRequest":
         seed=options.gate_seed,
         language=options.gate_language,
     )
-
-
-def run_gate(bundle: Path, data: "GateData", threads: int) -> "BundleManifest":
-    """Runs the gate with a progress bar a part on stderr."""
-    from tqdm import tqdm
-
-    from narrows_export import gate
-
-    class Bars(gate.Progress):
-        def __init__(self) -> None:
-            self.bar = tqdm(total=0, file=sys.stderr, disable=True)
-
-        def begin(self, what: str, total: int) -> None:
-            self.bar.close()
-            self.bar = tqdm(desc=what, total=total, file=sys.stderr, unit=" texts")
-
-        def advance(self, items: int) -> None:
-            self.bar.update(items)
-
-    bars = Bars()
-    try:
-        return gate.run_gate(bundle, data, threads, bars)
-    finally:
-        bars.bar.close()
 
 
 def _at_least_one(text: str) -> int:
