@@ -1,0 +1,187 @@
+"""Which variants are served: what a report allows by default, and what is said of the rest."""
+
+from dataclasses import replace
+
+import pytest
+
+from narrows import manifests
+from narrows.bundle import SCHEMA_VERSION, Bundle, BundleManifest
+from narrows.errors import BundleError
+from narrows.quality import Accuracy, DataFile, Estimate, QualityReport, Scale, judge, shortfalls
+from narrows.variants import choose, pair_report, pair_status, pair_warning
+
+
+def accuracies(*drops_points: float) -> tuple[Accuracy, ...]:
+    changes = [Estimate(-drop / 100, -drop / 100 - 0.01, -drop / 100 + 0.01) for drop in drops_points]
+    return tuple(Accuracy(k, 0.5, change) for k, change in zip((1, 5, 20, 100), changes, strict=True))
+
+
+def scale(passages: int, overlap_low: float, answers: tuple[Accuracy, ...], positives: tuple[Accuracy, ...]) -> Scale:
+    overlap = Estimate(min(overlap_low + 0.01, 1.0), overlap_low, min(overlap_low + 0.02, 1.0))
+    return Scale(passages, overlap, answers, 1000, positives, 1000 if positives else 0)
+
+
+NONE_LOST = accuracies(0, 0, 0, 0)
+
+
+def report(
+    manifest: BundleManifest | None = None,
+    pair: tuple[str, str] = ("fp16", "fp16"),
+    *,
+    overlap_low: float = 0.99,
+    answers: tuple[Accuracy, ...] = NONE_LOST,
+    positives: tuple[Accuracy, ...] = NONE_LOST,
+    questions: int = 1000,
+    passages: int = 10_000,
+) -> QualityReport:
+    question, passage = pair
+    towers = manifest.towers if manifest else {}
+    return QualityReport(
+        question_variant=question,
+        passage_variant=passage,
+        question_model_sha256=towers["question_encoder"].variants[question].sha256 if towers else "",
+        passage_model_sha256=towers["context_encoder"].variants[passage].sha256 if towers else "",
+        created_by="narrows test",
+        language="en",
+        questions=DataFile("q.jsonl", "0" * 64, questions),
+        passages=DataFile("p.tsv", "1" * 64, passages),
+        calibration=(DataFile("c.tsv", "2" * 64, 5),),
+        seed=0,
+        scales=(scale(1000, 0.5, accuracies(9, 9, 9, 9), ()), scale(passages, overlap_low, answers, positives)),
+    )
+
+
+# The bars
+
+
+def test_a_report_that_clears_every_bar_by_nothing():
+    assert judge(report(overlap_low=0.93, answers=accuracies(1, 5, 0.5, 9), positives=accuracies(1, 5, 0.5, 9))) == (
+        "passed"
+    )
+    assert judge(report(answers=accuracies(-3, -3, -3, -3), positives=())) == "passed"
+
+
+@pytest.mark.parametrize(
+    ("misses", "said"),
+    [
+        ({"overlap_low": 0.9299}, "top-10 overlap 0.930 (at least 0.93)"),
+        ({"overlap_low": float("nan")}, "top-10 overlap nan (at least 0.93)"),
+        ({"answers": accuracies(1.01, 0, 0, 0)}, "top-1 by answers 1.01 points lower (at most 1.0)"),
+        ({"answers": accuracies(0, 0, 0.51, 0)}, "top-20 by answers 0.51 points lower (at most 0.5)"),
+        ({"positives": accuracies(1.01, 0, 0, 0)}, "top-1 by positives 1.01 points lower (at most 1.0)"),
+        ({"positives": accuracies(0, 0, 0.51, 0)}, "top-20 by positives 0.51 points lower (at most 0.5)"),
+    ],
+)
+def test_each_bar_alone(misses: dict[str, object], said: str):
+    missed = report(**misses)  # type: ignore[arg-type]
+    assert judge(missed) == "failed"
+    assert shortfalls(missed) == [said]
+
+
+@pytest.mark.parametrize("size", [{"questions": 999}, {"passages": 9999}])
+@pytest.mark.parametrize("overlap_low", [0.5, 1.0])
+def test_too_little_data_decides_nothing(size: dict[str, int], overlap_low: float):
+    assert judge(report(overlap_low=overlap_low, **size)) == "unverified"
+
+
+# Status and choice
+
+
+@pytest.fixture
+def manifest(variants_bundle: Bundle) -> BundleManifest:
+    assert variants_bundle.manifest.quality == ()
+    return variants_bundle.manifest
+
+
+def with_reports(manifest: BundleManifest, *reports: QualityReport) -> BundleManifest:
+    return replace(manifest, quality=reports)
+
+
+def test_status_of_pairs(manifest: BundleManifest):
+    judged = with_reports(
+        manifest,
+        report(manifest, ("fp16", "fp16")),
+        report(manifest, ("fp32", "fp16"), overlap_low=0.5),
+        report(manifest, ("int8", "fp32")),
+    )
+    assert pair_status(judged, "fp32", "fp32") == "reference"
+    assert pair_status(judged, "fp16", "fp16") == "passed"
+    assert pair_status(judged, "fp32", "fp16") == "failed"
+    assert pair_status(judged, "fp16", "fp32") == "unverified"
+    assert pair_status(judged, "int8", "fp32") == "experimental"  # whatever it scores
+    assert pair_status(judged, "fp32", "int8") == "experimental"
+    assert pair_status(judged, "int4", "fp32") == "unverified"
+
+
+def test_a_report_of_other_files_counts_for_nothing(manifest: BundleManifest):
+    other = replace(report(manifest, ("fp16", "fp32")), passage_model_sha256="3" * 64)
+    assert pair_report(with_reports(manifest, other), "fp16", "fp32") is None
+    assert pair_status(with_reports(manifest, other), "fp16", "fp32") == "unverified"
+
+
+def chosen(manifest: BundleManifest, index_variant: str | None, wanted: str = "") -> tuple[str, str, bool]:
+    choice = choose(manifest, index_variant, wanted)
+    assert choice.warning == pair_warning(manifest, choice.question, choice.passage)
+    return choice.question, choice.passage, bool(choice.warning)
+
+
+def test_fp32_is_the_default(manifest: BundleManifest):
+    everything_passed = with_reports(
+        manifest, *(report(manifest, (a, b), overlap_low=1.0) for a in ("fp32", "fp16") for b in ("fp32", "fp16"))
+    )
+    for each in (manifest, everything_passed):
+        assert chosen(each, None) == ("fp32", "fp32", False)
+        assert chosen(each, "fp32") == ("fp32", "fp32", False)
+
+
+def test_the_default_is_the_best_pair_that_passed_with_the_index(manifest: BundleManifest):
+    both = [report(manifest, ("fp32", "fp16"), overlap_low=0.97), report(manifest, ("fp16", "fp16"), overlap_low=0.98)]
+    assert chosen(with_reports(manifest, *both), "fp16") == ("fp16", "fp16", False)
+    assert chosen(with_reports(manifest, *both[:1]), "fp16") == ("fp32", "fp16", False)
+    failed = replace(both[0], scales=report(overlap_low=0.5).scales)
+    assert chosen(with_reports(manifest, failed, both[1]), "fp16") == ("fp16", "fp16", False)
+
+
+def test_without_a_pair_that_passed_fp32_answers_and_says_so(manifest: BundleManifest):
+    assert chosen(manifest, "fp16") == ("fp32", "fp16", True)
+    failed = with_reports(manifest, report(manifest, ("fp16", "fp16"), overlap_low=0.5))
+    assert chosen(failed, "fp16") == ("fp32", "fp16", True)
+    perfect = with_reports(manifest, report(manifest, ("int8", "int8"), overlap_low=1.0))
+    assert chosen(perfect, "int8") == ("fp32", "int8", True)
+
+
+def test_a_variant_by_name(manifest: BundleManifest):
+    assert chosen(manifest, "fp32", "fp32") == ("fp32", "fp32", False)
+    assert chosen(manifest, "fp32", "fp16") == ("fp16", "fp32", True)
+    assert chosen(manifest, None, "fp16") == ("fp16", "fp16", True)
+    assert chosen(manifest, "fp16", "int8") == ("int8", "fp16", True)
+    passed = with_reports(manifest, report(manifest, ("fp16", "fp32")))
+    assert chosen(passed, "fp32", "fp16") == ("fp16", "fp32", False)
+    assert chosen(passed, "fp32") == ("fp32", "fp32", False)
+
+
+def test_warnings_name_the_pair_and_the_reason(manifest: BundleManifest):
+    assert pair_warning(manifest, "fp16", "fp32") == (
+        "questions by fp16 with passages by fp32: unverified: the bundle has no quality report of it "
+        "(`narrows bundle gate` makes one)"
+    )
+    few = with_reports(manifest, report(manifest, ("fp16", "fp32"), questions=130, passages=300))
+    assert pair_warning(few, "fp16", "fp32").endswith(
+        "unverified: its report rests on only 130 questions and 300 passages"
+    )
+    failed = with_reports(manifest, report(manifest, ("fp16", "fp32"), overlap_low=0.9))
+    assert pair_warning(failed, "fp16", "fp32").endswith("failed: top-10 overlap 0.900 (at least 0.93)")
+    assert pair_warning(failed, "int8", "fp32").endswith(
+        "experimental: an embedding by int8 depends on what else is in its batch"
+    )
+
+
+# The manifest
+
+
+def test_reports_survive_the_manifest(manifest: BundleManifest, variants_bundle: Bundle):
+    judged = with_reports(
+        manifest, report(manifest, ("fp16", "fp16")), report(manifest, ("int8", "fp32"), positives=())
+    )
+    file = variants_bundle.path / "manifest.json"
+    assert manifests.decode(manifests.encode(judged), BundleManifest, SCHEMA_VERSION, file, BundleError) == judged
