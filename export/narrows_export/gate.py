@@ -16,6 +16,7 @@ import narrows
 from narrows.bundle import REFERENCE_VARIANT, Bundle, BundleManifest, Role, open_bundle, update_manifest
 from narrows.encoder import Embeddings
 from narrows.evaluation.answers import AnswerMatcher
+from narrows.evaluation.steps import Start
 from narrows.quality import QualityReport
 from narrows.tokenizer import TokenIds
 from narrows.towers import Tower, load_towers
@@ -36,26 +37,16 @@ Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
 
-class Progress:
-    """Told how the gate goes; this one says nothing."""
-
-    def begin(self, what: str, total: int) -> None:
-        """A part of the work begins, with so many items."""
-
-    def advance(self, items: int) -> None:
-        """So many more items are done."""
-
-
-def run_gate(path: Path, data: GateData, threads: int, progress: Progress) -> BundleManifest:
+def run_gate(path: Path, data: GateData, threads: int, start: Start) -> BundleManifest:
     """Judges every pair of a bundle's variants, and records the reports in its manifest in place of older ones.
 
     Raises:
         BundleError: no sound bundle there, a variant that is off on this machine, or another process is changing it.
     """
     bundle = open_bundle(path)
-    questions = _embed_variants(bundle, "question_encoder", data, threads, progress)
-    passages = _embed_variants(bundle, "context_encoder", data, threads, progress)
-    found = search_pairs(data, questions, passages, progress)
+    questions = _embed_variants(bundle, "question_encoder", data, threads, start)
+    passages = _embed_variants(bundle, "context_encoder", data, threads, start)
+    found = search_pairs(data, questions, passages, start)
     reports = [_report(bundle, pair, data, found) for pair in found]
 
     def record(manifest: BundleManifest) -> BundleManifest:
@@ -66,7 +57,7 @@ def run_gate(path: Path, data: GateData, threads: int, progress: Progress) -> Bu
 
 
 def search_pairs(
-    data: GateData, questions: Mapping[str, Embeddings], passages: Mapping[str, Embeddings], progress: Progress
+    data: GateData, questions: Mapping[str, Embeddings], passages: Mapping[str, Embeddings], start: Start
 ) -> dict[Pair, list[Found]]:
     """What each question finds by every pair, at every scale.
 
@@ -74,7 +65,7 @@ def search_pairs(
         data: the texts; its seed decides which passages make up the smaller scales.
         questions: embeddings by variant, float32 (questions, dim), fp32 among them.
         passages: the same of the passages.
-        progress: told of every block of questions.
+        start: told what begins and how far it is.
     """
     pairs: list[Pair] = [(question, passage) for passage in passages for question in questions]
     shuffled = np.random.default_rng(data.seed).permutation(len(data.passages))
@@ -82,9 +73,9 @@ def search_pairs(
     judge = _Judge(data)
     longest = np.linalg.norm(passages[REFERENCE_VARIANT], axis=1).max()
     parts: dict[Pair, list[list[Found]]] = {pair: [[] for _ in scales] for pair in pairs}
-    progress.begin("comparing pairs", len(data.questions))
-    for start in range(0, len(data.questions), BLOCK):
-        block = slice(start, min(start + BLOCK, len(data.questions)))
+    advance = start("comparing pairs", len(data.questions))
+    for first in range(0, len(data.questions), BLOCK):
+        block = slice(first, min(first + BLOCK, len(data.questions)))
         reference = questions[REFERENCE_VARIANT][block] @ passages[REFERENCE_VARIANT].T
         slack = TIE_TOLERANCE * longest * np.linalg.norm(questions[REFERENCE_VARIANT][block], axis=1)
         for pair in pairs:
@@ -95,7 +86,7 @@ def search_pairs(
                 parts[pair][number].append(
                     Found(len(rows), overlap, judge.by_answers(block, best), judge.by_positives(block, rows, best))
                 )
-        progress.advance(block.stop - block.start)
+        advance(block.stop - block.start)
     return {pair: [_joined(blocks) for blocks in parts[pair]] for pair in pairs}
 
 
@@ -181,9 +172,7 @@ def _joined(blocks: Sequence[Found]) -> Found:
     )
 
 
-def _embed_variants(
-    bundle: Bundle, role: Role, data: GateData, threads: int, progress: Progress
-) -> dict[str, Embeddings]:
+def _embed_variants(bundle: Bundle, role: Role, data: GateData, threads: int, start: Start) -> dict[str, Embeddings]:
     """The texts of one side by every variant of its tower; float32 (texts, dim) each."""
     embedded: dict[str, Embeddings] = {}
     for variant in bundle.tower(role).variants:
@@ -193,11 +182,11 @@ def _embed_variants(
         else:
             texts = tower.tokenizer.passages([(passage.title, passage.text) for passage in data.passages])
         what = "questions" if role == "question_encoder" else "passages"
-        progress.begin(f"{what} by {variant}", len(texts))
+        advance = start(f"{what} by {variant}", len(texts))
         embedded[variant] = np.empty((len(texts), tower.manifest.dim), dtype=np.float32)
         for rows, embeddings in _embed(tower, [text.ids for text in texts]):
             embedded[variant][rows] = embeddings
-            progress.advance(len(rows))
+            advance(len(rows))
     return embedded
 
 
@@ -222,6 +211,7 @@ def _report(bundle: Bundle, pair: Pair, data: GateData, found: Mapping[Pair, Seq
         language=data.language,
         questions=data.question_file,
         passages=data.passage_file,
+        where=data.where,
         calibration=data.calibration,
         seed=data.seed,
         scales=tuple(scoring.scale(mine, fp32, data.seed) for mine, fp32 in zip(found[pair], reference, strict=True)),

@@ -1,19 +1,19 @@
 """What a gate judges with: questions and passages, shown to share no text with what variants were calibrated on."""
 
 import hashlib
+import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from narrows import durable, passage_files
 from narrows.errors import GateDataError, PassageFileError
 from narrows.evaluation import questions as question_files
-from narrows.evaluation.questions import Question
+from narrows.evaluation.questions import AnswerKind, Question
 from narrows.passages import Passage
 from narrows.quality import DataFile
 from narrows.text_lines import TextLines, kind
@@ -24,11 +24,17 @@ EXAMPLE_CHARS = 80
 
 @dataclass(frozen=True, slots=True)
 class GateRequest:
-    """The files of a gate. `limit` questions are drawn with `seed`; None takes all. `language` is recorded only."""
+    """The files of a gate, and which of their questions to take.
+
+    `where` keeps the questions whose JSON lines have these values; `limit` questions of those are drawn with `seed`,
+    None takes all. `language` is only recorded.
+    """
 
     questions: Path
     passages: Path
     calibration: tuple[Path, ...] = ()
+    answer_kind: AnswerKind = "string"
+    where: Mapping[str, object] = field(default_factory=dict)
     limit: int | None = None
     seed: int = 0
     language: str = ""
@@ -43,6 +49,7 @@ class GateData:
     question_file: DataFile
     passage_file: DataFile
     calibration: tuple[DataFile, ...]
+    where: tuple[str, ...]
     seed: int
     language: str
 
@@ -54,7 +61,9 @@ def read(request: GateRequest) -> GateData:
         QuestionFileError, PassageFileError: a file breaks its format.
         GateDataError: a question or passage is also a calibration text, by the hash of its normalized text.
     """
-    questions = _drawn(question_files.read(request.questions), request.limit, request.seed)
+    questions = question_files.read_set(request.questions, request.answer_kind, request.where).questions
+    if request.limit is not None:
+        questions = tuple(question_files.sample(questions, request.limit, request.seed))
     passages = [row.passage for row in passage_files.read(request.passages)]
     if not passages:
         raise PassageFileError(f"{request.passages}: it holds no passages")
@@ -66,11 +75,12 @@ def read(request: GateRequest) -> GateData:
         _check_disjoint(file, calibrated, "passages", [passage.text for passage in passages])
         calibration.append(_describe(file, texts))
     return GateData(
-        questions=tuple(questions),
+        questions=questions,
         passages=tuple(passages),
         question_file=_describe(request.questions, questions),
         passage_file=_describe(request.passages, passages),
         calibration=tuple(calibration),
+        where=tuple(f"{key}={json.dumps(value)}" for key, value in request.where.items()),
         seed=request.seed,
         language=request.language,
     )
@@ -87,14 +97,6 @@ def text_key(text: str) -> str:
     """A hash of a text's words, whatever their case, spacing, punctuation and Unicode form."""
     words = WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     return hashlib.sha256(" ".join(words or [text.strip()]).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _drawn(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
-    """`limit` questions drawn without replacement, in the order of the file."""
-    if limit is None or limit >= len(questions):
-        return list(questions)
-    chosen = np.random.default_rng(seed).choice(len(questions), limit, replace=False)
-    return [questions[number] for number in sorted(chosen)]
 
 
 def _check_disjoint(file: Path, calibrated: set[str], what: str, texts: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from narrows.bundle import BundleManifest
+from narrows.cli.bars import bars
 from narrows.cli.tables import print_quality, print_rows, quality_json, variant_rows
 from narrows.towers import available_cores
 from narrows_export import gate
@@ -41,27 +42,10 @@ def run(request: ExportRequest, data: GateData | None, as_json: bool) -> int:
     return 0
 
 
-class _Bars(gate.Progress):
-    """A bar for each part of a gate."""
-
-    def __init__(self) -> None:
-        self.bar = tqdm(total=0, file=sys.stderr, disable=True)
-
-    def begin(self, what: str, total: int) -> None:
-        self.bar.close()
-        self.bar = tqdm(desc=what, total=total, file=sys.stderr, unit=" texts")
-
-    def advance(self, items: int) -> None:
-        self.bar.update(items)
-
-
 def run_gate(bundle: Path, data: GateData, threads: int) -> BundleManifest:
     """Runs the gate with progress bars on stderr."""
-    bars = _Bars()
-    try:
-        return gate.run_gate(bundle, data, threads, bars)
-    finally:
-        bars.bar.close()
+    with bars() as start:
+        return gate.run_gate(bundle, data, threads, start)
 
 
 def print_table(report: ExportReport) -> None:

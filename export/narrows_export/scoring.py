@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from narrows.evaluation.paired import paired_shares
 from narrows.quality import Accuracy, Estimate, Scale
 
 ACCURACY_AT = (1, 5, 20, 100)
@@ -33,11 +34,11 @@ class Found:
 
 def scale(found: Found, reference: Found, seed: int) -> Scale:
     """Sums up a pair over one number of passages, beside fp32 x fp32 over the same."""
-    by_answers, answers_questions = _accuracies(found.by_answers, reference.by_answers, seed)
-    by_positives, positives_questions = _accuracies(found.by_positives, reference.by_positives, seed)
+    by_answers, answers_questions = _accuracies(found.by_answers, reference.by_answers)
+    by_positives, positives_questions = _accuracies(found.by_positives, reference.by_positives)
     return Scale(
         passages=found.passages,
-        top10_overlap=estimates(found.overlap[:, None], seed)[0],
+        top10_overlap=estimate(found.overlap, seed),
         by_answers=by_answers,
         answers_questions=answers_questions,
         by_positives=by_positives,
@@ -45,35 +46,29 @@ def scale(found: Found, reference: Found, seed: int) -> Scale:
     )
 
 
-def estimates(values: Values, seed: int) -> list[Estimate]:
-    """Mean and 95 % interval of each column of `values`, float64 (questions, columns).
+def estimate(values: Values, seed: int) -> Estimate:
+    """Mean and 95 % interval of `values`, float64 (questions,).
 
-    The interval is the percentile bootstrap over questions (Efron and Tibshirani, An Introduction to the Bootstrap,
-    section 13.3), with the same resamples for every column.
+    Percentile bootstrap over questions (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13).
     """
-    count = len(values)
     random = np.random.default_rng(seed)
-    resampled = np.empty((RESAMPLES, values.shape[1]))
-    for number in range(RESAMPLES):
-        weights = np.bincount(random.integers(count, size=count), minlength=count)
-        resampled[number] = weights @ values / count
-    low, high = np.percentile(resampled, INTERVAL_PERCENT, axis=0)
-    means = values.mean(axis=0)
-    return [
-        Estimate(*(round(float(value), DIGITS) for value in column)) for column in zip(means, low, high, strict=True)
-    ]
+    means = [values[random.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, INTERVAL_PERCENT)
+    return _rounded(float(values.mean()), float(low), float(high))
 
 
-def _accuracies(ranks: Ranks, reference: Ranks, seed: int) -> tuple[tuple[Accuracy, ...], int]:
+def _accuracies(ranks: Ranks, reference: Ranks) -> tuple[tuple[Accuracy, ...], int]:
+    """Accuracy at each k over the questions that count, and how many those are."""
     counted = reference != NOT_COUNTED
     if not counted.any():
         return (), 0
-    hits, reference_hits = (
-        (found[counted][:, None] < np.array(ACCURACY_AT)).astype(np.float64) for found in (ranks, reference)
-    )
-    changes = estimates(hits - reference_hits, seed)
-    accuracies = tuple(
-        Accuracy(k, round(float(share), DIGITS), change)
-        for k, share, change in zip(ACCURACY_AT, hits.mean(axis=0), changes, strict=True)
-    )
-    return accuracies, int(counted.sum())
+    accuracies = []
+    for k in ACCURACY_AT:
+        change = paired_shares(reference[counted] < k, ranks[counted] < k)
+        paired = _rounded(change.difference, change.low, change.high)
+        accuracies.append(Accuracy(k, round(change.second, DIGITS), paired))
+    return tuple(accuracies), int(counted.sum())
+
+
+def _rounded(mean: float, low: float, high: float) -> Estimate:
+    return Estimate(round(mean, DIGITS), round(low, DIGITS), round(high, DIGITS))

@@ -21,7 +21,7 @@ MIN_PASSAGES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over the questions and its 95 % interval (bootstrap over questions)."""
+    """A mean over the questions and its 95 % interval."""
 
     mean: float
     low: float
@@ -30,9 +30,9 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """The share of questions with something right among the first `k`, and the difference from fp32 x fp32.
+    """The share of questions with something right among the first `k`, and its difference from fp32 x fp32.
 
-    `change` is paired: the interval is of the difference question by question. Both are shares, not points.
+    The interval of `change` is of the difference question by question (narrows.evaluation.paired). Shares, not points.
     """
 
     k: int
@@ -45,8 +45,9 @@ class Scale:
     """A pair over one number of passages.
 
     `top10_overlap` counts a passage of the pair's first ten as common if fp32 scores it no lower than its own tenth
-    (ties are then no matter of luck; ann-benchmarks counts recall so). `by_positives` covers only the questions with a
-    positive passage among these passages, `positives_questions` of them.
+    (ties are then no matter of luck; ann-benchmarks counts recall so); its interval is a bootstrap over questions.
+    `by_positives` covers only the questions with a positive passage among these passages, `positives_questions` of
+    them.
     """
 
     passages: int
@@ -78,6 +79,7 @@ class QualityReport:
     language: str  # of the texts; empty: unknown
     questions: DataFile
     passages: DataFile
+    where: tuple[str, ...]  # only questions whose JSON lines have these values, as KEY=JSON
     calibration: tuple[DataFile, ...]  # shares no text with the two above
     seed: int
     scales: tuple[Scale, ...]

@@ -87,6 +87,7 @@ def test_a_pair_that_passed_is_the_default(variants_bundle: Bundle, indexes: dic
         language="en",
         questions=DataFile("q.jsonl", "0" * 64, 1000),
         passages=DataFile("p.tsv", "1" * 64, 10_000),
+        where=(),
         calibration=(),
         seed=0,
         scales=(Scale(10_000, Estimate(0.99, 0.98, 1.0), (), 0, (), 0),),

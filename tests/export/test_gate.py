@@ -13,11 +13,12 @@ from narrows import durable
 from narrows.bundle import Bundle, open_bundle, write_manifest
 from narrows.cli.main import main
 from narrows.evaluation.questions import Question
+from narrows.evaluation.steps import silent
 from narrows.passages import Passage
 from narrows.quality import DataFile
 from narrows.variants import pair_report, pair_status
 from narrows_export import corpus, gate_data
-from narrows_export.gate import SCALES, TOP, Progress, run_gate, search_pairs
+from narrows_export.gate import SCALES, TOP, run_gate, search_pairs
 from narrows_export.gate_data import GateData, GateRequest
 from narrows_export.scoring import NOT_COUNTED
 
@@ -40,7 +41,7 @@ def data() -> GateData:
     )
     passages = tuple(Passage(f"p{number}", "", f"it is number{number}") for number in range(PASSAGES))
     file = DataFile("x", "0" * 64, 1)
-    return GateData(questions, passages, file, file, (), seed=3, language="")
+    return GateData(questions, passages, file, file, (), (), seed=3, language="")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_every_pair_finds_what_plain_numpy_finds(
     data: GateData, embeddings: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 ):
     questions, passages = embeddings
-    found = search_pairs(data, questions, passages, Progress())
+    found = search_pairs(data, questions, passages, silent)
     assert set(found) == {(a, b) for a in questions for b in passages}
     subset = np.sort(np.random.default_rng(data.seed).permutation(PASSAGES)[:1000])
     for (question, passage), scales in found.items():
@@ -91,7 +92,7 @@ def test_ties_are_no_loss(data: GateData):
     passages = np.repeat(distinct, 20, axis=0)
     questions = random.standard_normal((QUESTIONS, DIM)).astype(np.float32)
     nudged = (passages + 1e-7 * random.standard_normal(passages.shape)).astype(np.float32)
-    found = search_pairs(data, {"fp32": questions}, {"fp32": passages, "fp16": nudged}, Progress())
+    found = search_pairs(data, {"fp32": questions}, {"fp32": passages, "fp16": nudged}, silent)
     best = [np.argsort(-(questions[0] @ each.T), kind="stable")[:10] for each in (passages, nudged)]
     assert set(best[0]) != set(best[1])
     assert (found["fp32", "fp16"][1].overlap == 1).all()
@@ -102,7 +103,7 @@ def test_fewer_passages_than_the_first_ten(data: GateData):
     questions = random.standard_normal((QUESTIONS, DIM)).astype(np.float32)
     passages = random.standard_normal((4, DIM)).astype(np.float32)
     few = replace(data, passages=data.passages[:4])
-    found = search_pairs(few, {"fp32": questions}, {"fp32": passages}, Progress())["fp32", "fp32"]
+    found = search_pairs(few, {"fp32": questions}, {"fp32": passages}, silent)["fp32", "fp32"]
     assert [each.passages for each in found] == [4]
     assert (found[0].overlap == 1).all()
     assert set(found[0].by_answers) <= {NOT_COUNTED, 0, 1, 2, 3, TOP}
@@ -117,7 +118,7 @@ def judged(variants_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) ->
     """The small bundle with all variants, judged over the English demo passages."""
     path = shutil.copytree(variants_bundle.path, tmp_path_factory.mktemp("gate") / "judged.bundle")
     request = GateRequest(QUESTION_FILE, corpus.passages_file("en"), language="en")
-    run_gate(path, gate_data.read(request), threads=1, progress=Progress())
+    run_gate(path, gate_data.read(request), threads=1, start=silent)
     return open_bundle(path)
 
 
@@ -163,7 +164,7 @@ def test_fp32_is_compared_with_itself_and_fp16_is_close_to_it(judged: Bundle):
 def test_judging_again_replaces_the_reports(judged: Bundle, tmp_path: Path):
     path = shutil.copytree(judged.path, tmp_path / "again.bundle")
     request = GateRequest(QUESTION_FILE, corpus.passages_file("en"), limit=20, seed=5, language="xx")
-    manifest = run_gate(path, gate_data.read(request), threads=1, progress=Progress())
+    manifest = run_gate(path, gate_data.read(request), threads=1, start=silent)
     assert len(manifest.quality) == 9
     assert {(report.questions.texts, report.seed, report.language) for report in manifest.quality} == {(20, 5, "xx")}
     assert open_bundle(path).manifest == manifest

@@ -48,9 +48,17 @@ def test_the_limit_draws_by_the_seed(request_: GateRequest):
         return [question.id for question in data.questions]
 
     assert len(drawn(5, 0)) == len(set(drawn(5, 0))) == 5
-    assert drawn(5, 0) == drawn(5, 0) == sorted(drawn(5, 0), key=int)
-    assert drawn(5, 0) != drawn(5, 1)
+    assert drawn(5, 0) == drawn(5, 0) != drawn(5, 1)
     assert len(drawn(None, 0)) == len(drawn(20, 0)) == len(drawn(999, 0)) == 20
+
+
+def test_questions_are_chosen_by_what_their_lines_say(request_: GateRequest, tmp_path: Path):
+    rows = [{**row, "seen": number % 2 == 0, "part": "dev"} for number, row in enumerate(QUESTIONS)]
+    file = write(tmp_path / "marked.jsonl", rows)
+    data = read(GateRequest(file, request_.passages, where={"seen": False, "part": "dev"}))
+    assert [question.id for question in data.questions] == [str(number) for number in range(1, 20, 2)]
+    assert data.where == ("seen=false", 'part="dev"')
+    assert data.question_file.texts == 10
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def imports(file: Path) -> set[str]:
 @pytest.mark.parametrize("file", sorted(RUNTIME.rglob("*.py")), ids=lambda file: str(file.relative_to(RUNTIME)))
 def test_the_runtime_imports_no_training_library(file: Path) -> None:
     assert not imports(file) & TRAINING
-    exporter_users = {"cli/export.py", "cli/quickstart.py"}
+    exporter_users = {"cli/arguments.py", "cli/bundle.py", "cli/export.py", "cli/quickstart.py"}
     if str(file.relative_to(RUNTIME)) not in exporter_users:
         assert "narrows_export" not in imports(file)
 

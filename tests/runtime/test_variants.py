@@ -45,6 +45,7 @@ def report(
         language="en",
         questions=DataFile("q.jsonl", "0" * 64, questions),
         passages=DataFile("p.tsv", "1" * 64, passages),
+        where=(),
         calibration=(DataFile("c.tsv", "2" * 64, 5),),
         seed=0,
         scales=(scale(1000, 0.5, accuracies(9, 9, 9, 9), ()), scale(passages, overlap_low, answers, positives)),

@@ -1,6 +1,7 @@
 """Arguments that several commands share."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,25 @@ def threads(text: str) -> int:
     if not 0 <= number <= 1024:
         raise argparse.ArgumentTypeError("must be 0 to 1024")
     return number
+
+
+def positive(text: str) -> int:
+    """A number of things, at least one."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def condition(text: str) -> tuple[str, object]:
+    """KEY=VALUE; a value that is not JSON is a string."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError("expected KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def add_gate_arguments(command: argparse.ArgumentParser, *, required: bool) -> None:
@@ -37,7 +57,18 @@ def add_gate_arguments(command: argparse.ArgumentParser, *, required: bool) -> N
         help="questions or passages that a variant was calibrated on (repeatable); texts shared with the gate's are "
         "refused",
     )
-    command.add_argument("--gate-limit", type=_at_least_one, metavar="N", help="draw N of the questions (default: all)")
+    command.add_argument(
+        "--gate-answers", choices=("string", "regex"), default="string", help="what the answers are (default: string)"
+    )
+    command.add_argument(
+        "--gate-where",
+        action="append",
+        default=[],
+        type=condition,
+        metavar="KEY=VALUE",
+        help="only questions whose JSON line has this value (JSON, or else a string); may be repeated",
+    )
+    command.add_argument("--gate-limit", type=positive, metavar="N", help="draw N of the questions (default: all)")
     command.add_argument(
         "--gate-seed", type=int, default=0, metavar="S", help="seed of what is drawn by chance (default: 0)"
     )
@@ -54,14 +85,9 @@ def gate_request(options: argparse.Namespace) -> "GateRequest":
         questions=options.gate_questions,
         passages=options.gate_passages,
         calibration=tuple(options.calibration),
+        answer_kind=options.gate_answers,
+        where=dict(options.gate_where),
         limit=options.gate_limit,
         seed=options.gate_seed,
         language=options.gate_language,
     )
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number

@@ -2,19 +2,19 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from narrows.cli.arguments import condition, positive
+from narrows.cli.bars import bars
 from narrows.errors import SettingsError
 
 if TYPE_CHECKING:
     from narrows.evaluation.questions import Question
     from narrows.evaluation.result import Asked
-    from narrows.evaluation.steps import Advance, Start
     from narrows.passages import Passage
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -122,39 +122,20 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
         "--where",
         action="append",
         default=[],
-        type=_condition,
+        type=condition,
         metavar="KEY=VALUE",
         help="only questions whose JSON line has this value (JSON, or else a string); may be repeated",
     )
-    command.add_argument("--limit", type=_positive, metavar="N", help="only so many questions, drawn at random")
+    command.add_argument("--limit", type=positive, metavar="N", help="only so many questions, drawn at random")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="of that draw (default: 0)")
     command.add_argument(
-        "-k", "--depth", type=_positive, default=100, metavar="K", help="passages for each question (default: 100)"
+        "-k", "--depth", type=positive, default=100, metavar="K", help="passages for each question (default: 100)"
     )
 
 
 def _add_local(command: "argparse._ActionsContainer") -> None:
     command.add_argument("--variant", default="fp32", help="variant of the bundle's towers (default: fp32)")
-    command.add_argument(
-        "--threads", type=_positive, metavar="N", help="threads, without a server (default: all cores)"
-    )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _condition(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise argparse.ArgumentTypeError("expected KEY=VALUE")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+    command.add_argument("--threads", type=positive, metavar="N", help="threads, without a server (default: all cores)")
 
 
 def run_retrieval(options: argparse.Namespace) -> int:
@@ -189,7 +170,7 @@ def run_retrieval(options: argparse.Namespace) -> int:
             )
             if path
         ]
-        start = stack.enter_context(_bars())
+        start = stack.enter_context(bars())
         result = retrieval.evaluate(searcher, questions, asked, options.depth, corpus, writers, start)
     if options.save:
         save(options.save, result)
@@ -228,7 +209,7 @@ def run_presets(options: argparse.Namespace) -> int:
 
     questions, asked = _asked(options)
     corpus = options.index or options.passages
-    with _bars() as start:
+    with bars() as start:
         bundle = open_bundle(options.bundle)
         threads = _threads(options)
         costs = presets.preset_costs(bundle, corpus, questions, options.depth, options.variant, threads, start)
@@ -243,20 +224,6 @@ def _import_extra() -> None:
     """Fails here, and so names this extra, where it is not installed."""
     import pytrec_eval  # noqa: F401
     import regex  # noqa: F401
-
-
-@contextmanager
-def _bars() -> "Iterator[Start]":
-    """Yields what begins a progress bar on stderr; the bar before it ends there."""
-    from tqdm import tqdm
-
-    with ExitStack() as shown:
-
-        def start(what: str, total: int) -> "Advance":
-            shown.close()
-            return shown.enter_context(tqdm(desc=what, total=total, file=sys.stderr, unit="")).update
-
-        yield start
 
 
 def _check(options: argparse.Namespace) -> None:
