@@ -14,7 +14,7 @@ Status = Literal["reference", "passed", "failed", "unverified", "experimental"]
 # The bars a pair must clear, at all passages of the report. Overlap in shares, accuracies in points (hundredths).
 MIN_TOP10_OVERLAP = 0.93  # lower end of the 95 % interval of the tie-safe overlap with fp32
 MAX_ACCURACY_DROP_POINTS = {1: 1.0, 20: 0.5}  # by k; by answers and, where the questions name them, by positives
-# Below these a report says too little, whatever it says.
+# Below these a report says too little, whatever it says; the questions are those that count, by answers or positives.
 MIN_QUESTIONS = 1000
 MIN_PASSAGES = 10_000
 
@@ -87,19 +87,27 @@ class QualityReport:
 
 def judge(report: QualityReport) -> Judgement:
     """Holds a report against the bars."""
-    if report.questions.texts < MIN_QUESTIONS or report.passages.texts < MIN_PASSAGES:
+    if questions_counted(report) < MIN_QUESTIONS or report.scales[-1].passages < MIN_PASSAGES:
         return "unverified"
     return "failed" if shortfalls(report) else "passed"
 
 
+def questions_counted(report: QualityReport) -> int:
+    """Questions that have an answer, or a positive among the passages: whichever are more."""
+    return max(report.scales[-1].answers_questions, report.scales[-1].positives_questions)
+
+
 def shortfalls(report: QualityReport) -> list[str]:
-    """The bars that a report misses, each in a few words."""
+    """The bars that a report misses, each in a few words. A kind with too few questions of its own decides nothing."""
     scale = report.scales[-1]
     missed = []
     if not scale.top10_overlap.low >= MIN_TOP10_OVERLAP:
         missed.append(f"top-10 overlap {scale.top10_overlap.low:.3f} (at least {MIN_TOP10_OVERLAP})")
-    for kind, accuracies in (("answers", scale.by_answers), ("positives", scale.by_positives)):
-        for accuracy in accuracies:
+    for kind, accuracies, questions in (
+        ("answers", scale.by_answers, scale.answers_questions),
+        ("positives", scale.by_positives, scale.positives_questions),
+    ):
+        for accuracy in accuracies if questions >= MIN_QUESTIONS else ():
             allowed = MAX_ACCURACY_DROP_POINTS.get(accuracy.k)
             drop = -100 * accuracy.change.mean
             if allowed is not None and not drop <= allowed:

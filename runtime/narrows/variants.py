@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from narrows.bundle import REFERENCE_VARIANT, BundleManifest, Role, Variant
-from narrows.quality import QualityReport, Status, judge, shortfalls
+from narrows.quality import QualityReport, Status, judge, questions_counted, shortfalls
 
 SOUND: tuple[Status, ...] = ("reference", "passed")
 
@@ -48,7 +48,7 @@ def pair_warning(manifest: BundleManifest, question: str, passage: str) -> str:
     elif report is None:
         reason = "the bundle has no quality report of it (`narrows bundle gate` makes one)"
     elif status == "unverified":
-        reason = f"its report rests on only {report.questions.texts} questions and {report.passages.texts} passages"
+        reason = f"its report rests on only {questions_counted(report)} questions and {report.passages.texts} passages"
     else:
         reason = "; ".join(shortfalls(report))
     return f"questions by {question} with passages by {passage}: {status}: {reason}"

@@ -16,9 +16,18 @@ def accuracies(*drops_points: float) -> tuple[Accuracy, ...]:
     return tuple(Accuracy(k, 0.5, change) for k, change in zip((1, 5, 20, 100), changes, strict=True))
 
 
-def scale(passages: int, overlap_low: float, answers: tuple[Accuracy, ...], positives: tuple[Accuracy, ...]) -> Scale:
+def scale(
+    passages: int,
+    overlap_low: float,
+    answers: tuple[Accuracy, ...],
+    positives: tuple[Accuracy, ...],
+    questions: int = 1000,
+    positives_questions: int = 1000,
+) -> Scale:
     overlap = Estimate(min(overlap_low + 0.01, 1.0), overlap_low, min(overlap_low + 0.02, 1.0))
-    return Scale(passages, overlap, answers, 1000, positives, 1000 if positives else 0)
+    return Scale(
+        passages, overlap, answers, questions if answers else 0, positives, positives_questions if positives else 0
+    )
 
 
 NONE_LOST = accuracies(0, 0, 0, 0)
@@ -32,6 +41,7 @@ def report(
     answers: tuple[Accuracy, ...] = NONE_LOST,
     positives: tuple[Accuracy, ...] = NONE_LOST,
     questions: int = 1000,
+    positives_questions: int = 999,
     passages: int = 10_000,
 ) -> QualityReport:
     question, passage = pair
@@ -48,7 +58,10 @@ def report(
         where=(),
         calibration=(DataFile("c.tsv", "2" * 64, 5),),
         seed=0,
-        scales=(scale(1000, 0.5, accuracies(9, 9, 9, 9), ()), scale(passages, overlap_low, answers, positives)),
+        scales=(
+            scale(1000, 0.5, accuracies(9, 9, 9, 9), ()),
+            scale(passages, overlap_low, answers, positives, questions, positives_questions),
+        ),
     )
 
 
@@ -60,6 +73,12 @@ def test_a_report_that_clears_every_bar_by_nothing():
         "passed"
     )
     assert judge(report(answers=accuracies(-3, -3, -3, -3), positives=())) == "passed"
+    assert judge(report(answers=(), positives_questions=1000)) == "passed"
+
+
+def test_a_kind_with_few_questions_decides_nothing():
+    assert judge(report(positives=accuracies(9, 9, 9, 9), positives_questions=999)) == "passed"
+    assert judge(report(answers=accuracies(9, 9, 9, 9), questions=999, positives_questions=1000)) == "passed"
 
 
 @pytest.mark.parametrize(
@@ -69,8 +88,14 @@ def test_a_report_that_clears_every_bar_by_nothing():
         ({"overlap_low": float("nan")}, "top-10 overlap nan (at least 0.93)"),
         ({"answers": accuracies(1.01, 0, 0, 0)}, "top-1 by answers 1.01 points lower (at most 1.0)"),
         ({"answers": accuracies(0, 0, 0.51, 0)}, "top-20 by answers 0.51 points lower (at most 0.5)"),
-        ({"positives": accuracies(1.01, 0, 0, 0)}, "top-1 by positives 1.01 points lower (at most 1.0)"),
-        ({"positives": accuracies(0, 0, 0.51, 0)}, "top-20 by positives 0.51 points lower (at most 0.5)"),
+        (
+            {"positives": accuracies(1.01, 0, 0, 0), "positives_questions": 1000},
+            "top-1 by positives 1.01 points lower (at most 1.0)",
+        ),
+        (
+            {"positives": accuracies(0, 0, 0.51, 0), "positives_questions": 1000},
+            "top-20 by positives 0.51 points lower (at most 0.5)",
+        ),
     ],
 )
 def test_each_bar_alone(misses: dict[str, object], said: str):
@@ -79,10 +104,10 @@ def test_each_bar_alone(misses: dict[str, object], said: str):
     assert shortfalls(missed) == [said]
 
 
-@pytest.mark.parametrize("size", [{"questions": 999}, {"passages": 9999}])
+@pytest.mark.parametrize("size", [{"questions": 999}, {"passages": 9999}, {"answers": (), "positives": ()}])
 @pytest.mark.parametrize("overlap_low", [0.5, 1.0])
-def test_too_little_data_decides_nothing(size: dict[str, int], overlap_low: float):
-    assert judge(report(overlap_low=overlap_low, **size)) == "unverified"
+def test_too_little_data_decides_nothing(size: dict[str, object], overlap_low: float):
+    assert judge(report(overlap_low=overlap_low, **size))  # type: ignore[arg-type] == "unverified"
 
 
 # Status and choice
@@ -166,7 +191,7 @@ def test_warnings_name_the_pair_and_the_reason(manifest: BundleManifest):
         "questions by fp16 with passages by fp32: unverified: the bundle has no quality report of it "
         "(`narrows bundle gate` makes one)"
     )
-    few = with_reports(manifest, report(manifest, ("fp16", "fp32"), questions=130, passages=300))
+    few = with_reports(manifest, report(manifest, ("fp16", "fp32"), questions=130, positives=(), passages=300))
     assert pair_warning(few, "fp16", "fp32").endswith(
         "unverified: its report rests on only 130 questions and 300 passages"
     )

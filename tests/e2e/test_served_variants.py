@@ -14,7 +14,7 @@ from narrows import Client
 from narrows.bundle import Bundle, write_manifest
 from narrows.index.build import BuildRequest, Progress, build_index
 from narrows.index.store import read_manifest
-from narrows.quality import DataFile, Estimate, QualityReport, Scale
+from narrows.quality import Accuracy, DataFile, Estimate, QualityReport, Scale
 from narrows.towers import load_towers
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
@@ -78,6 +78,7 @@ def test_which_variants_answer(
 
 
 def test_a_pair_that_passed_is_the_default(variants_bundle: Bundle, indexes: dict[str, Path], tmp_path: Path):
+    accuracy = Accuracy(1, 0.5, Estimate(0.0, -0.01, 0.01))
     report = QualityReport(
         question_variant="fp16",
         passage_variant="fp16",
@@ -90,7 +91,7 @@ def test_a_pair_that_passed_is_the_default(variants_bundle: Bundle, indexes: dic
         where=(),
         calibration=(),
         seed=0,
-        scales=(Scale(10_000, Estimate(0.99, 0.98, 1.0), (), 0, (), 0),),
+        scales=(Scale(10_000, Estimate(0.99, 0.98, 1.0), (accuracy,), 1000, (), 0),),
     )
     path = shutil.copytree(variants_bundle.path, tmp_path / "passed.bundle")
     write_manifest(path, replace(variants_bundle.manifest, quality=(report,)))
