@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-lowest lint format proto proto-lint proto-check proto-baseline bench clean
+.PHONY: help setup demo serve test test-all test-clients clients test-lowest lint format proto proto-lint proto-check proto-baseline bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -28,19 +28,27 @@ demo: $(INSTALLED) ## the main job from nothing: export, index, serve, ask, stop
 serve: $(INSTALLED) ## as demo, but leave the server running in the foreground
 	$(BIN)/python -m narrows_export.demo --work $(DEMO) --serve
 
-test: $(INSTALLED) ## lint, then every test but the slow ones
+test: $(INSTALLED) ## lint, then every test but the slow ones and those of clients/
 	$(MAKE) --no-print-directory lint proto-check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not clients"
 
 test-all: $(INSTALLED) ## lint and every test
-	$(MAKE) --no-print-directory lint proto-check
+	$(MAKE) --no-print-directory lint proto-check clients
 	$(BIN)/python -m pytest
+
+test-clients: $(INSTALLED) clients ## build the clients in Node and Go, and test them against a real server
+	$(BIN)/python -m pytest -m clients tests/clients
+
+clients: ## build and unit-test clients/node and clients/go from clean; installs Go and protoc where missing
+	sh clients/install_tools.sh
+	cd clients/node && npm ci && npm run build && npm test
+	$(MAKE) --no-print-directory -C clients/go clean build test
 
 test-lowest: ## every test but the slow ones, with the lower bounds of pyproject.toml
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
 	  --editable '.[demo,eval]' buf-bin pytest pytest-timeout hypothesis
-	.venv-lowest/bin/python -m pytest -m "not slow"
+	.venv-lowest/bin/python -m pytest -m "not slow and not clients"
 
 lint: $(INSTALLED) proto-lint ## ruff, mypy --strict and buf
 	$(BIN)/ruff check .
@@ -83,3 +91,5 @@ bench: $(INSTALLED) ## throughput and latency of a served MiniLM on this machine
 
 clean: ## delete what make made
 	rm -rf $(VENV) .venv-proto .venv-lowest $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf clients/node/node_modules clients/node/gen clients/node/dist
+	$(MAKE) --no-print-directory -C clients/go clean
