@@ -182,6 +182,7 @@ class Contract:
         assert 0 < seen["refused"] < seen["calls"]
         assert (seen["first"]["code"], seen["first"]["reason"]) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
         assert seen["first"]["retry_after_ms"] >= 1
+        assert seen["refused_with_retry"] < seen["refused"], "gRPC's own retry obeys the trailer"
 
     def test_without_a_server_commands_fail_in_one_line_and_checks_report(self, program: Program) -> None:
         failed = program.run("search", "rivers", "--server", "127.0.0.1:1")
