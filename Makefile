@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-clients clients test-lowest lint format proto proto-lint proto-check proto-baseline bench clean
+.PHONY: help setup demo serve test test-all test-lowest lint format proto proto-lint proto-check proto-baseline bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -28,7 +28,7 @@ demo: $(INSTALLED) ## the main job from nothing: export, index, serve, ask, stop
 serve: $(INSTALLED) ## as demo, but leave the server running in the foreground
 	$(BIN)/python -m narrows_export.demo --work $(DEMO) --serve
 
-test: $(INSTALLED) ## lint, then every test but the slow ones and those of clients/
+test: $(INSTALLED) ## lint, then every test but the slow ones and the clients'
 	$(MAKE) --no-print-directory lint proto-check
 	$(BIN)/python -m pytest -m "not slow and not clients"
 
@@ -36,6 +36,7 @@ test-all: $(INSTALLED) ## lint and every test
 	$(MAKE) --no-print-directory lint proto-check clients
 	$(BIN)/python -m pytest
 
+.PHONY: clients test-clients
 test-clients: $(INSTALLED) clients ## build the clients in Node and Go, and test them against a real server
 	$(BIN)/python -m pytest -m clients tests/clients
 
