@@ -134,7 +134,8 @@ class AsyncClient:
         """Yields the result of each question, in order; a question is taken when there is room for it.
 
         The first error ends it. `in_flight` questions are taken whose results are not yet yielded; it bounds the memory
-        for endless questions, and more than the server's max_stream_in_flight gains nothing.
+        for endless questions, and more than the server's max_stream_in_flight gains nothing. To leave early, wrap it in
+        contextlib.aclosing, which drops what is outstanding.
         """
         options = SearchOptions(k, view, corpus, expected_bundle, on_too_long)
 

@@ -218,7 +218,6 @@ def test_a_cancelled_stream_leaves_room_for_others(small_bundle: Bundle) -> None
         await call.write(encode_item("outstanding", SLOW))
         await call.write(encode_item("seen", pb.EncodeRequest()))
         assert (await call.read()).request_id == "seen"  # type: ignore[union-attr]
-        assert (await unary(stub.Encode, SLOW)).reason == "OVERLOADED", "the lane is full"
         call.cancel()
         while isinstance(reply := await unary(stub.Encode, SLOW), pb.ItemError):
             assert reply.reason == "OVERLOADED"
@@ -254,7 +253,7 @@ def test_a_client_that_never_reads_is_held_back_and_costs_little(small_bundle: B
 
         writing = asyncio.create_task(write())
         seen = -1
-        while written != seen:
+        while written == 0 or written != seen:
             seen = written
             await asyncio.wait([writing], timeout=1.0)
         assert 0 < written < wanted, "flow control holds the writer back"
