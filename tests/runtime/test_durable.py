@@ -1,13 +1,13 @@
 """Files appear whole or not at all, and are on the disk before their name says so."""
 
 import os
-import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from checkpoints import Pair
+from server_process import NARROWS
+from system_calls import traced
 
 from narrows import durable
 
@@ -142,36 +142,12 @@ def test_sha256_file(tmp_path: Path) -> None:
 # --- what the kernel is asked, in which order
 
 
-CALL = re.compile(r"(write|fsync|rename)\w*\((?:\d+<(?P<opened>[^>]*)>|(?:AT_FDCWD\S*, )?\"(?P<named>[^\"]*)\")")
-
-
 def system_calls(tmp_path: Path, code: str) -> list[tuple[str, str]]:
-    """Runs `code` with `base` set to an empty directory: its writes, fsyncs and renames there, with the path of each.
-
-    Temporary names lose their process number.
-    """
-    strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("needs strace")
-    base, log = tmp_path / "base", tmp_path / "calls"
+    """Runs `code` with `base` set to an empty directory: what it asks of the kernel there."""
+    base = tmp_path / "base"
     base.mkdir()
     program = f"from pathlib import Path\nbase = Path({str(base)!r})\n{code}"
-    trace = "trace=write,fsync,fdatasync,rename,renameat,renameat2"
-    done = subprocess.run(
-        [strace, "-f", "-y", "-o", str(log), "-e", trace, sys.executable, "-c", program],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode and "ptrace" in done.stderr:
-        pytest.skip(f"strace may not trace here: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stderr
-    calls = []
-    for line in log.read_text("utf-8").splitlines():
-        match = CALL.search(line)
-        path = Path((match["opened"] or match["named"]) if match else "/")
-        if match and (path == base or base in path.parents):
-            assert line.rstrip().rpartition(" = ")[2] != "-1"
-            calls.append((match[1], re.sub(r"\.\d+\.", ".PID.", path.relative_to(base).as_posix())))
-    return calls
+    return traced([sys.executable, "-c", program], base, tmp_path / "calls")
 
 
 def test_write_file_syncs_before_and_after_the_rename(tmp_path: Path) -> None:
@@ -201,3 +177,23 @@ with durable.new_directory(base / "made") as inside:
 def test_make_directory_syncs_every_entry_it_makes(tmp_path: Path) -> None:
     calls = system_calls(tmp_path, "from narrows import durable\ndurable.make_directory(base / 'a' / 'b')")
     assert calls == [("fsync", "."), ("fsync", "a")]
+
+
+@pytest.mark.slow
+def test_an_export_is_on_the_disk_before_it_has_its_name(tmp_path: Path, small_pair: Pair) -> None:
+    arguments = ["--question-encoder", str(small_pair.question), "--context-encoder", str(small_pair.context)]
+    command = [*NARROWS, "export", *arguments, "--allow-unpaired", "--out", str(tmp_path / "base" / "x.bundle")]
+    calls = traced(command, tmp_path / "base", tmp_path / "calls")
+    partial = ".x.bundle.PID.partial"
+    renamed = calls.index(("rename", partial))
+    towers = [f"{partial}/{role}_encoder" for role in ("question", "context")]
+    files = [f"{tower}/{name}" for tower in towers for name in ("model.fp32.onnx", "tokenizer.json", "golden.fp32.npz")]
+    for file in [*files, f"{partial}/.manifest.json.PID.tmp"]:
+        last_write = max(number for number, call in enumerate(calls) if call == ("write", file))
+        assert last_write < calls.index(("fsync", file), last_write) < renamed
+    last_sync = {name: number for number, (call, name) in enumerate(calls[:renamed]) if call == "fsync"}
+    assert all(last_sync[tower] > last_sync[f"{partial}/.manifest.json.PID.tmp"] for tower in [*towers, partial])
+    assert f"{partial}/manifest.json" in last_sync
+    assert calls[renamed + 1] == ("fsync", ".")
+    assert renamed + 1 < max(number for number, call in enumerate(calls) if call == ("write", "stdout"))
+    assert {call for call, name in calls[renamed + 1 :] if name != "stdout"} == {"fsync"}

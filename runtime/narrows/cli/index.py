@@ -76,6 +76,7 @@ def add(commands: "Commands") -> None:
         help="check an index in full",
         description="Reads every file against its hash, checks that counts, id tables and vectors are consistent, and "
         "encodes a sample of the passages again. Exit status 1, and a list, if anything is wrong.",
+        epilog="example: narrows index verify wiki.index --bundle nq.bundle --sample 1000",
     )
     verify.add_argument("index", type=Path, metavar="INDEX")
     verify.add_argument("--bundle", required=True, type=Path, help="bundle that filled the index")
@@ -154,13 +155,12 @@ def run_build(options: argparse.Namespace) -> int:
     bars = Bars()
     try:
         report = build_index(bundle, request, bars)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError):  # a full disk is one
         bars.bar.close()
-        journal = read_journal(options.out / BUILD)
-        kept = f"{journal.encoded.rows} of {journal.count} passages are encoded and kept: " if journal else ""
-        again = "the same command goes on from there (--restart begins anew)" if journal else "nothing is kept"
-        print(f"narrows: interrupted; {kept}{again}", file=sys.stderr)
-        return 130
+        if journal := read_journal(options.out / BUILD):
+            encoded = f"{journal.encoded.rows} of {journal.count} passages are encoded and kept"
+            print(f"{encoded}: the same command goes on from there (--restart begins anew)", file=sys.stderr)
+        raise
     finally:
         bars.bar.close()
     if warning:
@@ -228,6 +228,7 @@ def run_verify(options: argparse.Namespace) -> int:
 def run_info(options: argparse.Namespace) -> int:
     """Prints the manifest of the current generation."""
     from narrows.index.store import read_manifest
+    from narrows.index.unfinished import BUILD, read_journal
 
     generation, manifest = read_manifest(options.index)
     if options.json:
@@ -244,6 +245,8 @@ def run_info(options: argparse.Namespace) -> int:
         "size": f"{size_bytes / 2**20:.1f} MiB",
         "made by": manifest.created_by,
     }
+    if journal := read_journal(options.index / BUILD):
+        rows["unfinished"] = f"{journal.encoded.rows} of {journal.count} passages of the next generation are encoded"
     if manifest.truncated_count:
         rows["cut"] += f"; see {options.index / generation / 'truncated.jsonl'}"
     for name, value in rows.items():

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import shutil
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from server_process import NARROWS, run_narrows
+from system_calls import traced
 
 from narrows.bundle import Bundle
 from narrows.cli.main import main
@@ -295,7 +296,8 @@ def test_the_command_stopped_by_a_signal_goes_on(
     assert 0 < kept < 3000
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert f"narrows: interrupted; {kept} of 3000 passages are encoded and kept: the same command".encode() in said
+        assert f"{kept} of 3000 passages are encoded and kept: the same command goes on".encode() in said
+        assert said.endswith(b"narrows: interrupted\n")
     else:
         assert process.returncode == -number
     done = run_narrows(*arguments, "--json")
@@ -307,41 +309,33 @@ def test_the_command_stopped_by_a_signal_goes_on(
     assert np.isfinite(opened.vectors.vectors).all()
 
 
-# --- what the kernel is asked, in which order
+def test_a_full_disk_keeps_what_is_encoded(tmp_path: Path, small_bundle: Bundle) -> None:
+    passages, out = tmp_path / "p.jsonl", tmp_path / "x.index"
+    passages.write_text("".join(f'{{"id": {number}, "text": "short"}}\n' for number in range(2500)), "utf-8")
+    arguments = command(small_bundle, passages, out)
+    limit_bytes = 1024 * 64 * 4 + 100_000  # the first chunk of vectors fits, the second does not
+    done = subprocess.run(
+        [*NARROWS, *arguments],
+        capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "1024 of 2500 passages are encoded and kept: the same command goes on" in done.stderr
+    assert done.stderr.endswith("narrows: [Errno 27] File too large\n")
+    report = build(small_bundle, passages, out)
+    assert (report.resumed_at, report.count) == (1024, 2500)
 
-CALL = re.compile(
-    r"(?P<of>write|fsync)\(\d+<(?P<opened>[^>]*)>|(?P<on>rename|unlink)\w*\((?:AT_FDCWD\S*, )?\"(?P<named>[^\"]*)\""
-)
+
+# --- what the kernel is asked, in which order
 
 
 def test_the_command_syncs_before_it_promises(tmp_path: Path, small_bundle: Bundle, passages: Path) -> None:
-    strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("needs strace")
-    out, log = tmp_path / "x.index", tmp_path / "calls"
-    done = subprocess.run(
-        [strace, "-f", "-y", "-o", str(log), "-e", "trace=write,fsync,rename,renameat,renameat2,unlink,unlinkat",
-         *NARROWS, *command(small_bundle, passages, out)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode and "ptrace" in done.stderr:
-        pytest.skip(f"strace may not trace here: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stderr
-    calls: list[tuple[str, str]] = []
-    for line in log.read_text("utf-8").splitlines():
-        match = CALL.search(line)
-        if match is None or " = -1 ENOENT" in line:  # unlink of a temporary name that was renamed
-            continue
-        call, path = match["of"] or match["on"], Path(match["opened"] or match["named"])
-        if path == tmp_path or out == path or out in path.parents:
-            name = re.sub(r"\.\d+\.tmp", ".tmp", path.relative_to(tmp_path).as_posix().removeprefix("x.index/"))
-            if not calls or calls[-1] != (call, name):  # a file is written in several calls
-                calls.append((call, name))
-        elif call == "write" and "wrote " in line:
-            calls.append((call, "stdout"))
+    out = tmp_path / "x.index"
+    found = traced([*NARROWS, *command(small_bundle, passages, out)], tmp_path, tmp_path / "calls")
+    calls = [(call, name.removeprefix("x.index/")) for call, name in found]
     journal = [
-        ("write", ".build/.journal.json.tmp"), ("fsync", ".build/.journal.json.tmp"),
-        ("rename", ".build/.journal.json.tmp"), ("fsync", ".build"),
+        ("write", ".build/.journal.json.PID.tmp"), ("fsync", ".build/.journal.json.PID.tmp"),
+        ("rename", ".build/.journal.json.PID.tmp"), ("fsync", ".build"),
     ]  # fmt: skip
     stored = {"passages.blob", "passages.ends.npy", "id_order.npy", "id_rank.npy", "index.faiss", "truncated.jsonl"}
 
@@ -352,7 +346,7 @@ def test_the_command_syncs_before_it_promises(tmp_path: Path, small_bundle: Bund
         return taken
 
     # The passages: each file, their directory, then the journal that vouches for them.
-    first = up_to(("rename", ".build/.journal.json.tmp"))
+    first = up_to(("rename", ".build/.journal.json.PID.tmp"))
     assert first[-3:] == journal[:3]
     synced = [name for call, name in first if call == "fsync"]
     assert {f".build/{name}" for name in stored} <= set(synced[: synced.index(".build")])
@@ -370,9 +364,10 @@ def test_the_command_syncs_before_it_promises(tmp_path: Path, small_bundle: Bund
     names = {f".build/{name}" for name in (*stored, "manifest.json", "journal.json")}
     assert {name for call, name in sealed[1:-2] if call == "fsync"} == names
     assert sealed[-2:] == [("fsync", ".build"), ("rename", ".build")]
+    pointer = ".CURRENT.PID.tmp"
     assert calls == [
         ("fsync", "x.index"),
-        ("write", ".CURRENT.tmp"), ("fsync", ".CURRENT.tmp"), ("rename", ".CURRENT.tmp"), ("fsync", "x.index"),
+        ("write", pointer), ("fsync", pointer), ("rename", pointer), ("fsync", "x.index"),
         ("unlink", "g000001/journal.json"), ("fsync", "g000001"),
         ("write", "stdout"),
     ]  # fmt: skip
