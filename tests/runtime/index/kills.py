@@ -3,14 +3,16 @@
     python kills.py BUNDLE PASSAGES INDEX TORN FIRST STEP
 
 INDEX may exist: then its next generation is built. A write point is a call that others rely on: fsync, rename,
-unlink, rmdir, mkdir; the process is killed in place of the call. With TORN (1), what had not been synced by then is
-cut, as a power loss may do. Nothing in the product knows of this: the functions of `os` are replaced. One line of JSON
-is printed for each kill.
+unlink, rmdir, mkdir, where the process is killed in place of the call; and opening a file to write, where it is killed
+when the file is open, and empty if it is a new one. With TORN (1), what had not been synced by then is cut, as a power
+loss may do. Nothing in the product knows of this: the functions of `os` and `io` are replaced. One line of JSON is
+printed for each kill.
 
 The parent has loaded all modules and has no other thread, so that a fork is safe and costs no import.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -40,14 +42,25 @@ class Points:
         self._safe = {file.stat().st_ino: file.stat().st_size for file in index.rglob("*") if file.is_file()}
         for name in POINTS:
             setattr(os, name, self._counted(name, getattr(os, name)))
+        self._open = io.open
+        io.open = self._opened  # type: ignore[assignment]
+
+    def _opened(self, file: Any, mode: str = "r", *arguments: Any, **more: Any) -> Any:
+        opened = self._open(file, mode, *arguments, **more)
+        if set(mode) & set("wax+"):
+            self._point()
+        return opened
+
+    def _point(self) -> None:
+        self.count += 1
+        if self.count == self._kill_at:
+            if self._torn:
+                self._tear()
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any, **more: Any) -> Any:
-            self.count += 1
-            if self.count == self._kill_at:
-                if self._torn:
-                    self._tear()
-                os.kill(os.getpid(), signal.SIGKILL)
+            self._point()
             result = call(*arguments, **more)
             if name == "fsync":
                 found = os.fstat(arguments[0])

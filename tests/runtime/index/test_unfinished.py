@@ -108,6 +108,18 @@ def test_a_stopped_build_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.usefixtures("small_chunks")
+def test_what_the_journal_does_not_count_is_cut_off(tmp_path: Path, small_bundle: Bundle, passages: Path) -> None:
+    build(small_bundle, passages, tmp_path / "whole.index")
+    out = tmp_path / "x.index"
+    stopped(small_bundle, passages, out, 9)
+    for name in ("index.faiss", "truncated.jsonl"):
+        with (out / ".build" / name).open("ab") as file:
+            file.write(b"half of a chunk" * 2000)
+    build(small_bundle, passages, out)
+    assert tree(out) == tree(tmp_path / "whole.index")
+
+
+@pytest.mark.usefixtures("small_chunks")
 def test_a_build_may_be_stopped_again_and_again(tmp_path: Path, small_bundle: Bundle, passages: Path) -> None:
     build(small_bundle, passages, tmp_path / "whole.index")
     out = tmp_path / "x.index"
