@@ -24,7 +24,7 @@ from narrows.encoder import Embeddings
 from narrows.errors import IndexFileError
 from narrows.index import flat, store
 from narrows.index.store import TRUNCATED, VECTORS, SkippedRows
-from narrows.passages import Passages
+from narrows.passages import FILES, Passages
 from narrows.tokenizer import TokenizedText
 
 JOURNAL_VERSION = 1
@@ -122,7 +122,7 @@ def find(path: Path, inputs: Inputs) -> Journal | None:
             f"{journal.encoded.rows} of its {journal.count} passages are encoded. Finish it with its own inputs, or "
             f"{advice}"
         )
-    sizes = _lengths(journal)
+    sizes = dict.fromkeys(FILES, 0) | _lengths(journal)
     if any(not (directory / name).is_file() or (directory / name).stat().st_size < sizes[name] for name in sizes):
         raise IndexFileError(f"{directory} holds less than its journal says: {advice}")
     for half_written in directory.glob(f".{JOURNAL}.*.tmp"):

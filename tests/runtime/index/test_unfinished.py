@@ -195,8 +195,8 @@ def cut(file: str) -> Callable[[Path], None]:
     return damage
 
 
-def remove_vectors(directory: Path) -> None:
-    (directory / "index.faiss").unlink()
+def remove(file: str) -> Callable[[Path], None]:
+    return lambda directory: (directory / file).unlink()
 
 
 def another_version(directory: Path) -> None:
@@ -210,7 +210,8 @@ def another_version(directory: Path) -> None:
     [
         (cut("index.faiss"), "holds less than its journal says"),
         (cut("truncated.jsonl"), "holds less than its journal says"),
-        (remove_vectors, "holds less than its journal says"),
+        (remove("index.faiss"), "holds less than its journal says"),
+        (remove("id_rank.npy"), "holds less than its journal says"),
         (lambda directory: (directory / "journal.json").write_bytes(b"{"), "the unfinished build cannot go on"),
         (another_version, "schema version 9"),
     ],
