@@ -99,7 +99,7 @@ def test_every_setting_has_a_meaning_and_a_rule() -> None:
 def test_the_operator_page_has_the_row_of_each_setting() -> None:
     table = [line for line in DOCUMENT.read_text("utf-8").splitlines() if line.startswith("| `")]
     expected = [
-        f"| `{name}` | {f'`{DEFAULTS[name]}`' if DEFAULTS.get(name) is not None else ''} | {settings.allowed(name)} "
+        f"| `{name}` | {f'`{DEFAULTS[name]}`' if DEFAULTS.get(name) not in (None, '') else ''} | {settings.allowed(name)} "
         f"| {about.meaning} |"
         for name, about in ABOUT.items()
     ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from narrows import settings
 from narrows.cli import serve
+from narrows.cli.tables import print_rows
 from narrows.settings import ABOUT, DEFAULTS, Value
 
 if TYPE_CHECKING:
@@ -85,8 +86,6 @@ def _described(name: str, found: Value) -> dict[str, Any]:
 def _print_table(values: dict[str, Value]) -> None:
     rows = [("setting", "value", "from", "allowed", "meaning")]
     for name, found in values.items():
-        value = "-" if found.value is None else str(found.value)
+        value = "-" if found.value in (None, "") else str(found.value)
         rows.append((name, value, found.origin, settings.allowed(name), ABOUT[name].meaning))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_rows(rows)
