@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-NARROWS = [sys.executable, "-W", "error", "-c", "import sys; from narrows.cli.main import main; sys.exit(main())"]
+NARROWS = [sys.executable, "-W", "error", "-c", "import sys; from narrows_tools.cli.main import main; sys.exit(main())"]
 START_TIMEOUT_S = 120.0
 
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from narrows import Client, durable
-from narrows.cli.search import print_result
 from narrows.errors import StepError
 from narrows_export import corpus
 from narrows_export.pairs import MINILM_PACKAGE
 from narrows_export.steps import NARROWS, BundleStep, Teller, have_index, running_server, serve_arguments
+from narrows_tools.cli.search import print_result
 
 LANGUAGE_NAMES = {"en": "English", "es": "Spanish"}
 SHOWN = {"en": (0, 1), "es": (0,)}  # the questions whose answers are printed whole

@@ -15,14 +15,14 @@ import numpy.typing as npt
 import narrows
 from narrows.bundle import REFERENCE_VARIANT, Bundle, BundleManifest, Role, open_bundle, update_manifest
 from narrows.encoder import Embeddings
-from narrows.evaluation.answers import AnswerMatcher
-from narrows.evaluation.steps import Start
 from narrows.quality import QualityReport
 from narrows.tokenizer import TokenIds
 from narrows.towers import Tower, load_towers
 from narrows_export import scoring
 from narrows_export.gate_data import GateData
 from narrows_export.scoring import NOT_COUNTED, Found
+from narrows_tools.evaluation.answers import AnswerMatcher
+from narrows_tools.evaluation.steps import Start
 
 SCALES = (1000, 4000)  # passages, where there are more; then all
 TOP = max(scoring.ACCURACY_AT)

@@ -12,11 +12,11 @@ import msgspec
 
 from narrows import durable, passage_files
 from narrows.errors import GateDataError, PassageFileError
-from narrows.evaluation import questions as question_files
-from narrows.evaluation.questions import AnswerKind, Question
 from narrows.passages import Passage
 from narrows.quality import DataFile
 from narrows.text_lines import TextLines, kind
+from narrows_tools.evaluation import questions as question_files
+from narrows_tools.evaluation.questions import AnswerKind, Question
 
 WORD = re.compile(r"\w+")
 EXAMPLE_CHARS = 80

@@ -8,12 +8,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from narrows.bundle import BundleManifest
-from narrows.cli.bars import bars
-from narrows.cli.tables import print_quality, print_rows, quality_json, variant_rows
 from narrows.towers import available_cores
 from narrows_export import gate
 from narrows_export.export import STEPS_PER_TOWER, ExportReport, ExportRequest, export_bundle, unpaired_warning
 from narrows_export.gate_data import GateData
+from narrows_tools.cli.bars import bars
+from narrows_tools.cli.tables import print_quality, print_rows, quality_json, variant_rows
 
 
 def run(request: ExportRequest, data: GateData | None, as_json: bool) -> int:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from narrows.evaluation.paired import paired_shares
 from narrows.quality import Accuracy, Estimate, Scale
+from narrows_tools.evaluation.paired import paired_shares
 
 ACCURACY_AT = (1, 5, 20, 100)
 RESAMPLES = 1000

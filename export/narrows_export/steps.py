@@ -20,7 +20,7 @@ from narrows.errors import BundleError, IndexFileError, StepError
 from narrows.index.store import CURRENT, read_manifest
 from narrows_export.pairs import MINILM_PACKAGE
 
-NARROWS = (sys.executable, "-c", "import sys; from narrows.cli.main import main; sys.exit(main())")
+NARROWS = (sys.executable, "-c", "import sys; from narrows_tools.cli.main import main; sys.exit(main())")
 STOP_TIMEOUT_S = 30.0
 
 

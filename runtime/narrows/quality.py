@@ -32,7 +32,8 @@ class Estimate:
 class Accuracy:
     """The share of questions with something right among the first `k`, and its difference from fp32 x fp32.
 
-    The interval of `change` is of the difference question by question (narrows.evaluation.paired). Shares, not points.
+    Shares, not points. The interval of `change` is of the difference question by question
+    (narrows_tools.evaluation.paired).
     """
 
     k: int

@@ -27,7 +27,7 @@ class Blocker:
         if name.split(".")[0] in {BLOCKED}:
             raise ModuleNotFoundError("blocked: " + name, name=name)
 sys.meta_path.insert(0, Blocker())
-from narrows.cli.main import main
+from narrows_tools.cli.main import main
 sys.exit(main())
 """
 

@@ -16,7 +16,6 @@ from transformers import DPRQuestionEncoder
 import narrows
 from narrows import durable
 from narrows.bundle import Bundle, Role, open_bundle
-from narrows.cli.main import main
 from narrows.encoder import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Encoder, Golden, load_encoder
 from narrows.errors import CheckpointError, ExportError, UnpairedTowersError
 from narrows.tokenizer import TowerTokenizer, build_tokenizer
@@ -24,6 +23,7 @@ from narrows.towers import Tower, load_towers
 from narrows_export import checkpoint, checks, corpus, graph, source
 from narrows_export.checkpoint import TorchTower
 from narrows_export.export import ExportRequest, export_bundle
+from narrows_tools.cli.main import main
 
 ROLES: tuple[Role, ...] = ("question_encoder", "context_encoder")
 SMALL_FUSIONS = {

@@ -11,9 +11,6 @@ from checkpoints import Pair
 
 from narrows import durable
 from narrows.bundle import Bundle, open_bundle, write_manifest
-from narrows.cli.main import main
-from narrows.evaluation.questions import Question
-from narrows.evaluation.steps import silent
 from narrows.passages import Passage
 from narrows.quality import DataFile
 from narrows.variants import pair_report, pair_status
@@ -21,6 +18,9 @@ from narrows_export import corpus, gate_data
 from narrows_export.gate import SCALES, TOP, run_gate, search_pairs
 from narrows_export.gate_data import GateData, GateRequest
 from narrows_export.scoring import NOT_COUNTED
+from narrows_tools.cli.main import main
+from narrows_tools.evaluation.questions import Question
+from narrows_tools.evaluation.steps import silent
 
 QUESTIONS, PASSAGES, DIM = 300, 1200, 16
 QUESTION_FILE = corpus.DIRECTORY / "questions.en.jsonl"

@@ -19,12 +19,12 @@ from server_process import NARROWS
 
 from narrows import Client
 from narrows.bundle import Bundle, open_bundle
-from narrows.cli import quickstart as command
 from narrows.errors import StepError
 from narrows.index.store import read_manifest
 from narrows_export import corpus
 from narrows_export.pairs import PAIRS
 from narrows_export.steps import BundleStep, Teller
+from narrows_tools.cli import quickstart as command
 
 TIMEOUT_S = 240
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"

@@ -16,13 +16,13 @@ from transformers import DPRQuestionEncoder
 
 from narrows import durable
 from narrows.bundle import Bundle, Role, open_bundle, read_manifest, write_manifest
-from narrows.cli.main import main
 from narrows.encoder import EMBEDDING, Encoder, Golden
 from narrows.errors import BundleError, ExportError
 from narrows.towers import load_towers
 from narrows_export import checks, recipes
 from narrows_export.export import ExportRequest, export_bundle
 from narrows_export.recipes import Recipe, extend_bundle
+from narrows_tools.cli.main import main
 
 ROLES: tuple[Role, ...] = ("question_encoder", "context_encoder")
 FP16_OPERATORS = {

@@ -29,7 +29,7 @@ else:
     found = {name: getattr(files, name) for name in ("name", "revision", "kind", "license", "language")}
     print(json.dumps({**found, "weights": str(files.weights), "directory": str(files.directory)}))
 """
-COMMAND_LINE = "import sys; from narrows.cli.main import main; raise SystemExit(main(sys.argv[1:]))"
+COMMAND_LINE = "import sys; from narrows_tools.cli.main import main; raise SystemExit(main(sys.argv[1:]))"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The base install is the client alone, and the runtime never touches the training libraries."""
+"""Which package may import which, and what each extra is enough for."""
 
 import ast
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 RUNTIME = Path(__file__).parents[2] / "runtime" / "narrows"
+TOOLS = Path(__file__).parents[2] / "tools" / "narrows_tools"
 TRAINING = {"torch", "transformers", "optimum", "onnx", "safetensors", "huggingface_hub"}
 SERVING = {"onnxruntime", "faiss", "tokenizers", "grpc_health", "grpc_reflection"}
 EVALUATION = {"regex", "pytrec_eval"}
@@ -34,10 +35,15 @@ def imports(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("file", sorted(RUNTIME.rglob("*.py")), ids=lambda file: str(file.relative_to(RUNTIME)))
-def test_the_runtime_imports_no_training_library(file: Path) -> None:
+def test_the_runtime_imports_no_training_library_and_nothing_above_it(file: Path) -> None:
+    assert not imports(file) & (TRAINING | {"narrows_export", "narrows_tools"})
+
+
+@pytest.mark.parametrize("file", sorted(TOOLS.rglob("*.py")), ids=lambda file: str(file.relative_to(TOOLS)))
+def test_the_tools_import_no_training_library_and_few_commands_the_exporter(file: Path) -> None:
     assert not imports(file) & TRAINING
     exporter_users = {"cli/arguments.py", "cli/bundle.py", "cli/export.py", "cli/quickstart.py"}
-    if str(file.relative_to(RUNTIME)) not in exporter_users:
+    if str(file.relative_to(TOOLS)) not in exporter_users:
         assert "narrows_export" not in imports(file)
 
 
@@ -48,7 +54,8 @@ def run(code: str, blocked: set[str]) -> "subprocess.CompletedProcess[str]":
 
 def test_client_and_search_command_need_only_the_base_install() -> None:
     code = (
-        "import narrows; from narrows.cli.main import main; narrows.Client('x:1').close(); main(['search', '--help'])"
+        "import narrows; narrows.Client('x:1').close()\n"
+        "from narrows_tools.cli.main import main; main(['search', '--help'])"
     )
     done = run(code, EXTRAS)
     assert done.returncode == 0, done.stderr
@@ -56,7 +63,7 @@ def test_client_and_search_command_need_only_the_base_install() -> None:
 
 
 def test_the_doctor_needs_only_the_base_install() -> None:
-    done = run("from narrows.cli.main import main; main(['doctor', '--bundle', 'x'])", EXTRAS)
+    done = run("from narrows_tools.cli.main import main; main(['doctor', '--bundle', 'x'])", EXTRAS)
     assert done.returncode == 0, done.stderr  # of the program; the doctor's own status is not passed on
     assert "bundle x: cannot be opened without msgspec: pip install 'narrows[cpu]'" in done.stdout
 
@@ -73,14 +80,14 @@ def test_the_doctor_needs_only_the_base_install() -> None:
 )
 def test_a_command_without_its_extra_says_what_to_install(arguments: list[str], extra: str) -> None:
     blocked = TRAINING if extra == "narrows[export]" else EXTRAS
-    done = run(f"import sys; from narrows.cli.main import main; sys.exit(main({arguments!r}))", blocked)
+    done = run(f"import sys; from narrows_tools.cli.main import main; sys.exit(main({arguments!r}))", blocked)
     assert done.returncode == 1
     assert extra in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_server_process_loads_no_training_library() -> None:
-    modules = ["narrows.server.run", "narrows.index.build", "narrows.cli.main"]
+    modules = ["narrows.server.run", "narrows.index.build", "narrows_tools.cli.main"]
     code = f"import sys, {', '.join(modules)}; print(sorted({TRAINING!r} & set(sys.modules)))"
     done = run(code, set())
     assert done.stdout.strip() == "[]", done.stderr

@@ -14,11 +14,11 @@ from transformers import DPRContextEncoderTokenizerFast
 
 from narrows import Client
 from narrows.bundle import TextPreset, open_bundle
-from narrows.cli.main import parser
 from narrows.text_presets import RULES
 from narrows.tokenizer import TowerTokenizer, build_tokenizer
 from narrows_export import vocabulary
 from narrows_export.source import CheckpointFiles
+from narrows_tools.cli.main import parser
 
 DATA = Path(__file__).parents[1] / "data" / "golden_tokenizer" / "en-uncased"
 PRESETS: tuple[TextPreset, ...] = get_args(TextPreset)

@@ -18,7 +18,6 @@ import pytest
 from checkpoints import write_dpr
 
 from narrows.bundle import Bundle, open_bundle
-from narrows.cli.main import main
 from narrows.durable import locked, sha256_file
 from narrows.errors import BundleError, IndexFileError, MismatchError, NarrowsError, PassageFileError
 from narrows.index.build import BuildReport, BuildRequest, Progress, build_index
@@ -27,6 +26,7 @@ from narrows.passages import FILES, Passage
 from narrows.towers import load_towers
 from narrows_export import corpus
 from narrows_export.export import ExportRequest, export_bundle
+from narrows_tools.cli.main import main
 
 if TYPE_CHECKING:
     from checkpoints import Pair

@@ -17,12 +17,12 @@ from server_process import NARROWS, run_narrows
 from system_calls import traced
 
 from narrows.bundle import Bundle
-from narrows.cli.main import main
 from narrows.errors import IndexFileError, PassageFileError
 from narrows.index import build as builds
 from narrows.index import chunks
 from narrows.index.build import BuildReport, BuildRequest, Progress, build_index
 from narrows.index.store import open_index, read_manifest
+from narrows_tools.cli.main import main
 
 KILLS = Path(__file__).parent / "kills.py"
 

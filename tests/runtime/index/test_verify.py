@@ -12,10 +12,10 @@ import pytest
 
 from narrows import integrity
 from narrows.bundle import Bundle
-from narrows.cli.main import main
 from narrows.index.flat import header
 from narrows.index.store import GENERATION_FILES
 from narrows.index.verify import VerifyReport, verify_index
+from narrows_tools.cli.main import main
 
 DIM, COUNT = 64, 300
 

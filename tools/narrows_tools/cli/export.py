@@ -1,0 +1,100 @@
+"""`narrows export`: DPR checkpoints -> a bundle."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from narrows.errors import ExportError
+from narrows_tools.cli.arguments import add_gate_arguments, gate_request
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add(commands: "Commands") -> None:
+    """Adds the command and its arguments."""
+    command = commands.add_parser(
+        "export",
+        help="turn two DPR checkpoints into a bundle of ONNX towers",
+        description="Exports a question encoder and a context encoder to optimized ONNX graphs, checks them against "
+        "PyTorch, and writes a bundle. Needs narrows[export].",
+        epilog="""examples:
+  narrows export --question-encoder facebook/dpr-question_encoder-single-nq-base \\
+                 --context-encoder facebook/dpr-ctx_encoder-single-nq-base --out nq.bundle
+  narrows export --question-encoder ./my-question-tower --context-encoder ./my-context-tower --out my.bundle
+  narrows export --question-encoder ./all-MiniLM-L6-v2 --context-encoder ./all-MiniLM-L6-v2 --out minilm.bundle \
+                 --variants fp32,int8 --gate-questions questions.jsonl --gate-passages passages.tsv
+
+The gate judges every pair of variants by what it finds (see narrows bundle gate --help), and may also run later.
+
+DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--question-encoder", required=True, metavar="SRC", help="directory or hub id of the question encoder"
+    )
+    command.add_argument(
+        "--context-encoder",
+        required=True,
+        metavar="SRC",
+        help="directory or hub id of the context encoder; a sentence-transformers model may be both",
+    )
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="BUNDLE", help="directory to write; must not exist yet"
+    )
+    command.add_argument("--name", help="the bundle's name in replies (default: the name of --out without suffix)")
+    command.add_argument("--revision", metavar="R", help="hub revision (branch, tag or commit) of both checkpoints")
+    command.add_argument(
+        "--max-tokens", type=int, metavar="N", help="cut texts at N tokens (default: the checkpoint's; 256 for DPR)"
+    )
+    command.add_argument(
+        "--text-preset",
+        choices=("hf", "dpr-2020", "dpr-head", "haystack"),
+        default="hf",
+        help="what happens to texts before they are tokenized; it should be what the towers were trained with "
+        "(default: hf, texts as they are; docs/user.md describes each)",
+    )
+    command.add_argument(
+        "--variants",
+        default="fp32",
+        metavar="LIST",
+        help="numeric variants to make, such as fp32,fp16,int8 (default: fp32, which is always made)",
+    )
+    command.add_argument(
+        "--allow-unpaired", action="store_true", help="write the bundle even if the towers fail the pair check"
+    )
+    add_gate_arguments(command, required=False)
+    command.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    command.set_defaults(run=run)
+
+
+def other_variants(names: str) -> tuple[str, ...]:
+    """The variants of a comma-separated list besides fp32, each once, in order."""
+    listed = dict.fromkeys(name.strip() for name in names.split(","))
+    return tuple(name for name in listed if name not in ("", "fp32"))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exports. The exporter is imported here, so that the other commands never need torch."""
+    from narrows_export import report
+    from narrows_export.export import ExportRequest
+
+    request = ExportRequest(
+        question_encoder=options.question_encoder,
+        context_encoder=options.context_encoder,
+        out=options.out,
+        name=options.name or options.out.resolve().stem,
+        revision=options.revision,
+        max_tokens=options.max_tokens,
+        text_preset=options.text_preset,
+        allow_unpaired=options.allow_unpaired,
+        variants=other_variants(options.variants),
+    )
+    if not (options.gate_questions or options.gate_passages or options.calibration):
+        return report.run(request, None, options.json)
+    if not (options.gate_questions and options.gate_passages):
+        raise ExportError("a gate needs both --gate-questions and --gate-passages")
+    from narrows_export import gate_data
+
+    data = gate_data.read(gate_request(options))  # first, so that a bad file is found before minutes of export
+    return report.run(request, data, options.json)

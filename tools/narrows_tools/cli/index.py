@@ -1,0 +1,256 @@
+"""`narrows index build`, `narrows index verify` and `narrows index info`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from narrows_tools.cli.arguments import threads
+
+if TYPE_CHECKING:
+    from narrows.index.store import SkippedRows
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+EPILOG = """passage files, plain or gzipped:
+  *.tsv     DPR's psgs_w100.tsv: a header `id text title`, tab-separated, csv-quoted
+  *.jsonl   one object a line: {"id": "...", "title": "...", "text": "..."}
+
+examples:
+  narrows index build --bundle nq.bundle --passages psgs_w100.tsv.gz --out wiki.index
+  narrows index build --bundle nq.bundle --passages new.jsonl --out wiki.index --replace --skip-bad"""
+SKIP_BAD = """leave bad rows out (wrong columns, invalid UTF-8, malformed JSON, empty passage, empty, over-long or
+duplicate id), count them and name the first few; a damaged gzip file, and a TSV row whose quotation mark is not closed
+on its line, stay errors"""
+
+
+def add(commands: "Commands") -> None:
+    """Adds the commands and their arguments."""
+    group = commands.add_parser("index", help="build an index of passages, or describe one")
+    actions = group.add_subparsers(title="actions", required=True, metavar="ACTION")
+
+    build = actions.add_parser(
+        "build",
+        help="encode a file of passages into an index",
+        description="Encodes passages with a bundle's context encoder and writes an exact (flat) index. The file is "
+        "checked whole before encoding begins. A build that was stopped, in whatever way, goes on where it was when "
+        "the same command is started again, to the same result.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    build.add_argument("--bundle", required=True, type=Path, help="bundle whose context encoder to use")
+    build.add_argument(
+        "--passages", required=True, type=Path, metavar="FILE", help="passages: .tsv or .jsonl, or .gz of them"
+    )
+    build.add_argument("--out", required=True, type=Path, metavar="INDEX", help="directory to write")
+    build.add_argument(
+        "--name", help="the index's name in requests and replies (default: the name of --out without suffix)"
+    )
+    build.add_argument("--replace", action="store_true", help="build the next generation of an index that exists")
+    build.add_argument(
+        "--restart", action="store_true", help="throw away the build that was stopped in --out, and begin anew"
+    )
+    build.add_argument("--skip-bad", action="store_true", help=SKIP_BAD)
+    build.add_argument(
+        "--truncated-report",
+        type=Path,
+        metavar="FILE",
+        help="also write the passages that were cut there, as JSON lines (id, tokens, kept); the index holds them in "
+        "truncated.jsonl",
+    )
+    build.add_argument(
+        "--variant",
+        default="fp32",
+        metavar="V",
+        help="context encoder's variant (default: fp32); the server then uses the same one for passages",
+    )
+    build.add_argument("--threads", type=threads, default=0, metavar="N", help="encoder threads (default: all cores)")
+    build.add_argument("--json", action="store_true", help="print the report as JSON")
+    build.set_defaults(run=run_build)
+
+    verify = actions.add_parser(
+        "verify",
+        help="check an index in full",
+        description="Reads every file against its hash, checks that counts, id tables and vectors are consistent, and "
+        "encodes a sample of the passages again. Exit status 1, and a list, if anything is wrong.",
+        epilog="example: narrows index verify wiki.index --bundle nq.bundle --sample 1000",
+    )
+    verify.add_argument("index", type=Path, metavar="INDEX")
+    verify.add_argument("--bundle", required=True, type=Path, help="bundle that filled the index")
+    verify.add_argument(
+        "--sample", type=_sample, default=200, metavar="N", help="passages to encode again (default: 200)"
+    )
+    verify.add_argument("--seed", type=int, default=0, help="which passages the sample holds (default: 0)")
+    verify.add_argument("--threads", type=threads, default=0, metavar="N", help="encoder threads (default: all cores)")
+    verify.add_argument("--json", action="store_true", help="print the report as JSON")
+    verify.set_defaults(run=run_verify)
+
+    info = actions.add_parser("info", help="describe an index")
+    info.add_argument("index", type=Path, metavar="INDEX")
+    info.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    info.set_defaults(run=run_info)
+
+
+def _sample(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return number
+
+
+def run_build(options: argparse.Namespace) -> int:
+    """Builds, with progress on stderr and the report on stdout."""
+    from tqdm import tqdm
+
+    from narrows import variants
+    from narrows.bundle import open_bundle
+    from narrows.durable import write_file
+    from narrows.index.build import BuildRequest, Progress, build_index
+    from narrows.index.store import TRUNCATED
+    from narrows.index.unfinished import BUILD, read_journal
+    from narrows.towers import available_cores
+
+    class Bars(Progress):
+        """A count while reading; the estimate; then passages/s and ETA while encoding."""
+
+        def __init__(self) -> None:
+            self.bar = tqdm(desc="reading", unit=" passages", file=sys.stderr)
+            self.kept = 0
+
+        def reading(self, passages: int) -> None:
+            self.bar.update(passages - self.bar.n)
+
+        def resuming(self, encoded: int, passages: int) -> None:
+            self.bar.close()
+            self.kept = encoded
+            print(f"resuming at {encoded} of {passages} passages", file=sys.stderr)
+
+        def estimated(self, passages: int, seconds: float) -> None:
+            self.bar.close()
+            minutes, rest = divmod(round(seconds), 60)
+            print(f"encoding {passages} passages should take about {minutes} min {rest} s", file=sys.stderr)
+            self.bar = tqdm(
+                desc="encoding", total=self.kept + passages, initial=self.kept,
+                unit=" passages", file=sys.stderr, smoothing=0.05,
+            )  # fmt: skip
+
+        def encoded(self, passages: int) -> None:
+            self.bar.update(passages)
+
+    request = BuildRequest(
+        passages=options.passages,
+        out=options.out,
+        name=options.name or options.out.resolve().stem,
+        variant=options.variant,
+        threads=options.threads or available_cores(),
+        replace=options.replace,
+        restart=options.restart,
+        skip_bad=options.skip_bad,
+    )
+    bundle = open_bundle(options.bundle)
+    warning = variants.choose(bundle.manifest, options.variant, "").warning
+    bars = Bars()
+    try:
+        report = build_index(bundle, request, bars)
+    except (KeyboardInterrupt, OSError):  # a full disk is one
+        bars.bar.close()
+        if journal := read_journal(options.out / BUILD):
+            encoded = f"{journal.encoded.rows} of {journal.count} passages are encoded and kept"
+            print(f"{encoded}: the same command goes on from there (--restart begins anew)", file=sys.stderr)
+        raise
+    finally:
+        bars.bar.close()
+    if warning:
+        print(f"WARNING: this index will be served by default with {warning}", file=sys.stderr)
+    if options.truncated_report:
+        write_file(options.truncated_report, (options.out / report.generation / TRUNCATED).read_bytes())
+    if options.json:
+        print(json.dumps(asdict(report)))
+        return 0
+    print(
+        f"wrote {report.index} ({report.generation}): {report.count} passages of {report.dim} dimensions, "
+        f"{report.size_bytes / 2**20:.1f} MiB; {report.passages_per_s:.0f} passages/s; "
+        f"{_cut(report.truncated_count, report.cut_token_count, report.token_count)}"
+    )
+    for line in _skipped(report.skipped):
+        print(f"skipped {line}")
+    return 0
+
+
+def _cut(passages: int, cut_tokens: int, tokens: int) -> str:
+    return f"{passages} passages were cut to the tower's length ({cut_tokens / max(tokens, 1):.2%} of all tokens)"
+
+
+def _skipped(skipped: "dict[str, SkippedRows]") -> Iterator[str]:
+    """A line for each reason, with the places of the first rows."""
+    for reason, rows in skipped.items():
+        places = ", ".join(place.partition(":")[0] for place in rows.first)
+        more = ", ..." if rows.count > len(rows.first) else ""
+        first = rows.first[0].partition(": ")[2]
+        yield f"{rows.count} row{'s' * (rows.count > 1)}: {reason} (at line {places}{more}; the first: {first})"
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Checks an index; prints what was found."""
+    from tqdm import tqdm
+
+    from narrows.bundle import open_bundle
+    from narrows.index.verify import verify_index
+    from narrows.towers import available_cores
+
+    bundle = open_bundle(options.bundle)
+    with tqdm(desc="verifying", unit=" steps", file=sys.stderr) as bar:
+
+        def step(what: str) -> None:
+            bar.set_description(what)
+            bar.update()
+
+        threads = options.threads or available_cores()
+        report = verify_index(options.index, bundle, options.sample, options.seed, threads, step)
+    if options.json:
+        print(json.dumps({"ok": not report.failures, **asdict(report)}))
+    else:
+        for failure in report.failures:
+            print(f"FAILED {failure}")
+        if report.sample:
+            print(
+                f"{report.sample} passages encoded again: {report.identical} bit for bit as stored, max abs error "
+                f"{report.max_abs_error:.1e} (tolerance {report.tolerance:.0e})"
+            )
+        if not report.failures:
+            print(f"{options.index} ({report.generation}) is whole: {report.count} passages")
+    return 1 if report.failures else 0
+
+
+def run_info(options: argparse.Namespace) -> int:
+    """Prints the manifest of the current generation."""
+    from narrows.index.store import read_manifest
+    from narrows.index.unfinished import BUILD, read_journal
+
+    generation, manifest = read_manifest(options.index)
+    if options.json:
+        print(json.dumps({"generation": generation, **asdict(manifest)}))
+        return 0
+    size_bytes = sum(file.size_bytes for file in manifest.files.values())
+    rows = {
+        "name": manifest.name,
+        "generation": generation,
+        "passages": f"{manifest.count} from {manifest.source}",
+        "cut": _cut(manifest.truncated_count, manifest.cut_token_count, manifest.token_count),
+        "vectors": f"{manifest.dim} dimensions, {manifest.factory}, {manifest.metric}",
+        "filled by": f"bundle {manifest.bundle}, variant {manifest.variant}, tower_id {manifest.tower_id}",
+        "size": f"{size_bytes / 2**20:.1f} MiB",
+        "made by": manifest.created_by,
+    }
+    if journal := read_journal(options.index / BUILD):
+        rows["unfinished"] = f"{journal.encoded.rows} of {journal.count} passages of the next generation are encoded"
+    if manifest.truncated_count:
+        rows["cut"] += f"; see {options.index / generation / 'truncated.jsonl'}"
+    for name, value in rows.items():
+        print(f"{name:<11} {value}")
+    for line in _skipped(manifest.skipped):
+        print(f"{'skipped':<11} {line}")
+    return 0

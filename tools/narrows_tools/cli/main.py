@@ -1,0 +1,49 @@
+"""`narrows`: reads the command line and hands over to one command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import narrows
+from narrows.errors import MissingExtraError, NarrowsError
+from narrows_tools.cli import bundle, config, doctor, evaluate, export, index, passages, quickstart, search, serve
+from narrows_tools.packages import extra_of
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(
+        prog="narrows",
+        description="Dense passage retrieval, served: checkpoint -> bundle -> index -> answers over gRPC.",
+        epilog="Begin with: narrows quickstart --pair minilm. The usual way: narrows export, narrows passages split, "
+        "narrows index build, narrows serve, narrows search. Each has its own --help.",
+    )
+    root.add_argument("--version", action="version", version=f"narrows {narrows.__version__}")
+    commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in (quickstart, doctor, export, bundle, passages, index, serve, search, evaluate, config):
+        command.add(commands)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit status: 0 done, 1 an expected failure, 2 bad usage, 130 interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except NarrowsError as error:
+        print(f"narrows: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a missing permission: the message names the file
+        print(f"narrows: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        extra = extra_of(error.name or "")
+        if extra is None:
+            raise
+        missing = MissingExtraError(f"this command needs {error.name}: pip install 'narrows[{extra}]'")
+        print(f"narrows: {missing}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("narrows: interrupted", file=sys.stderr)
+        return 130
+    return status
