@@ -27,7 +27,7 @@ from narrows.index.unfinished import BUILD, Appender, Inputs
 from narrows.passages import Passage, Passages, PassageWriter
 from narrows.tokenizer import TokenizedText
 from narrows.towers import available_cores
-from narrows_export.demo import NARROWS
+from narrows_export.steps import NARROWS
 
 BLOCK_ROWS = 16_384
 TEXT = " ".join(f"word{number}" for number in range(90))[:600]
