@@ -113,4 +113,6 @@ def test_command(small_bundle: Bundle, small_index: Path, tmp_path: Path) -> Non
     assert done.returncode == 1
     assert f"PROBLEM         bundle {tmp_path / 'none'}: {tmp_path / 'none'} is not a bundle" in done.stdout
     assert done.stdout.endswith("A server cannot run here; the problems say why.\n")
+    for extra in ("cpu", "eval", "export", "demo"):
+        assert f"\nnarrows[{extra}]" in done.stdout
     assert done.stderr == ""

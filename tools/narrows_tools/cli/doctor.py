@@ -46,7 +46,7 @@ def lines(report: "Report") -> list[str]:
 
     here, onnxruntime, faiss = report.machine, report.onnxruntime, report.faiss
     rows = [("narrows", report.narrows), ("python", report.python), ("system", here.system)]
-    for extra in ("", "cpu", "export", "demo"):
+    for extra in dict.fromkeys(package.extra for package in report.packages):
         packages = [package for package in report.packages if package.extra == extra]
         present = [f"{package.distribution} {package.version}" for package in packages if package.version]
         missing = [package.distribution for package in packages if not package.version]
