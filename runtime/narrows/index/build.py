@@ -17,7 +17,7 @@ from narrows import durable, integrity, passage_files
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, PassageFileError
 from narrows.index import chunks, store, unfinished
-from narrows.index.store import GENERATION, GENERATION_FILES, IndexedFile, IndexManifest, SkippedRows
+from narrows.index.store import GENERATION, TRUNCATED, VECTORS, IndexedFile, IndexManifest, SkippedRows
 from narrows.index.unfinished import BUILD, Appender, Inputs, Journal
 from narrows.passage_files import BadRow
 from narrows.passages import Passages, PassageWriter
@@ -205,8 +205,9 @@ def _encode(directory: Path, journal: Journal, tower: Tower, progress: Progress)
 
 
 def describe(bundle: Bundle, request: BuildRequest, journal: Journal, directory: Path) -> IndexManifest:
-    """The manifest of a filled directory; hashes its files."""
-    hashes = integrity.hash_files(directory / name for name in GENERATION_FILES)
+    """The manifest of a filled directory; hashes what was encoded, the passages were when they were stored."""
+    hashes = integrity.hash_files(directory / name for name in (VECTORS, TRUNCATED))
+    files = {file.name: sha256 for file, sha256 in hashes.items()} | journal.stored
     return IndexManifest(
         schema_version=store.SCHEMA_VERSION,
         name=request.name,
@@ -226,7 +227,7 @@ def describe(bundle: Bundle, request: BuildRequest, journal: Journal, directory:
         source_sha256=journal.inputs.source_sha256,
         skipped=journal.skipped,
         chunk_bytes=integrity.CHUNK_BYTES,
-        files={file.name: IndexedFile(file.stat().st_size, sha256) for file, sha256 in hashes.items()},
+        files={name: IndexedFile((directory / name).stat().st_size, sha256) for name, sha256 in files.items()},
     )
 
 

@@ -2,8 +2,9 @@
 
     INDEX/.build/   the passages' files, whole; index.faiss and truncated.jsonl, growing; journal.json
 
-The journal is written when the passages are stored, and again after each chunk of embeddings, always after what it
-counts is on the disk; what lies beyond its counts is cut off before the build goes on. It stays in the directory when
+The journal is written when the passages are stored, with the hashes of their files, and again after each chunk of
+embeddings, always after what it counts is on the disk. Before the build goes on, the passages are checked against
+their hashes, and what lies beyond the journal's counts is cut off. It stays in the directory when
 that becomes a generation, and is deleted last, so that a build killed between any two steps is known for what it is.
 """
 
@@ -19,7 +20,7 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from narrows import durable, manifests
+from narrows import durable, integrity, manifests
 from narrows.encoder import Embeddings
 from narrows.errors import IndexFileError
 from narrows.index import flat, store
@@ -69,13 +70,14 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """A build under way: its inputs, its passages, and how far it is."""
+    """A build under way: its inputs, its passages and the hashes of their files, and how far it is."""
 
     schema_version: int
     inputs: Inputs
     dim: int
     count: int
     skipped: dict[str, SkippedRows]
+    stored: dict[str, tuple[str, ...]]
     encoded: Encoded
 
 
@@ -125,6 +127,8 @@ def find(path: Path, inputs: Inputs) -> Journal | None:
     sizes = dict.fromkeys(FILES, 0) | _lengths(journal)
     if any(not (directory / name).is_file() or (directory / name).stat().st_size < sizes[name] for name in sizes):
         raise IndexFileError(f"{directory} holds less than its journal says: {advice}")
+    if _hash_passages(directory) != journal.stored:
+        raise IndexFileError(f"the passages stored in {directory} were changed or damaged: {advice}")
     for half_written in directory.glob(f".{JOURNAL}.*.tmp"):
         half_written.unlink()
     return journal
@@ -146,7 +150,7 @@ def begin(path: Path, inputs: Inputs, dim: int, count: int, skipped: dict[str, S
     (directory / TRUNCATED).write_bytes(b"")
     durable.sync_tree(directory)
     durable.fsync_path(path)
-    journal = Journal(JOURNAL_VERSION, inputs, dim, count, skipped, Encoded())
+    journal = Journal(JOURNAL_VERSION, inputs, dim, count, skipped, _hash_passages(directory), Encoded())
     write_journal(directory, journal)
     return journal
 
@@ -156,6 +160,11 @@ def finish(path: Path, generation: str) -> None:
     store.remove_leftovers(path)
     (path / generation / JOURNAL).unlink(missing_ok=True)
     durable.fsync_path(path / generation)
+
+
+def _hash_passages(directory: Path) -> dict[str, tuple[str, ...]]:
+    hashes = integrity.hash_files(directory / name for name in FILES)
+    return {file.name: sha256 for file, sha256 in hashes.items()}
 
 
 def _lengths(journal: Journal) -> dict[str, int]:

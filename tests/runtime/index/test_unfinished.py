@@ -195,6 +195,21 @@ def cut(file: str) -> Callable[[Path], None]:
     return damage
 
 
+def empty(file: str) -> Callable[[Path], None]:
+    return lambda directory: (directory / file).write_bytes(b"")
+
+
+def flip(file: str) -> Callable[[Path], None]:
+    """Changes one bit in the middle."""
+
+    def damage(directory: Path) -> None:
+        data = bytearray((directory / file).read_bytes())
+        data[len(data) // 2] ^= 1
+        (directory / file).write_bytes(data)
+
+    return damage
+
+
 def remove(file: str) -> Callable[[Path], None]:
     return lambda directory: (directory / file).unlink()
 
@@ -212,6 +227,10 @@ def another_version(directory: Path) -> None:
         (cut("truncated.jsonl"), "holds less than its journal says"),
         (remove("index.faiss"), "holds less than its journal says"),
         (remove("id_rank.npy"), "holds less than its journal says"),
+        (cut("id_rank.npy"), "the passages stored in .* were changed or damaged"),
+        (cut("passages.blob"), "the passages stored in .* were changed or damaged"),
+        (empty("passages.blob"), "the passages stored in .* were changed or damaged"),
+        (flip("passages.blob"), "the passages stored in .* were changed or damaged"),
         (lambda directory: (directory / "journal.json").write_bytes(b"{"), "the unfinished build cannot go on"),
         (another_version, "schema version 9"),
     ],
