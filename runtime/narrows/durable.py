@@ -3,6 +3,7 @@
 The order is always the same: write under a temporary name, fsync the file, rename, fsync the directory.
 """
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -32,7 +33,14 @@ def sync_tree(directory: Path) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Yields a file that takes the place of `path` when the block ends without an exception: whole, or not at all."""
+    """Yields a file that takes the place of `path` when the block ends without an exception: whole, or not at all.
+
+    Raises:
+        FileExistsError: `path` is something like /dev/null, which a file must not replace.
+        IsADirectoryError: `path` is a directory.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise FileExistsError(errno.EEXIST, "it exists and is not a file", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

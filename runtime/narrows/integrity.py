@@ -110,9 +110,13 @@ def _chunk_sha256(file: Path, start: int, size: int) -> str:
     buffer = memoryview(bytearray(READ_BYTES))
     with file.open("rb", buffering=0) as stream:
         stream.seek(start)
-        while size > 0 and (read := stream.readinto(buffer[: min(size, READ_BYTES)])):
-            digest.update(buffer[:read])
-            size -= read
+        try:
+            while size > 0 and (read := stream.readinto(buffer[: min(size, READ_BYTES)])):
+                digest.update(buffer[:read])
+                size -= read
+        except OSError as error:  # a failing disk; the error does not name the file by itself
+            error.filename = str(file)
+            raise
     return digest.hexdigest()
 
 

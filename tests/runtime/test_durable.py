@@ -47,6 +47,14 @@ def test_write_file_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None
     assert tree(tmp_path) == before
 
 
+def test_write_file_replaces_no_device(tmp_path: Path) -> None:
+    (tmp_path / "device").symlink_to("/dev/null")
+    with pytest.raises(FileExistsError, match=r"it exists and is not a file: .*device"):
+        durable.write_file(tmp_path / "device", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["device"]
+    assert (tmp_path / "device").is_symlink()
+
+
 # --- new_directory
 
 

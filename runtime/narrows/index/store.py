@@ -108,7 +108,7 @@ def _read_current(path: Path) -> tuple[str, str] | None:
     """The current generation's name, and the SHA-256 of its manifest."""
     try:
         line = (path / CURRENT).read_text("ascii")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise IndexFileError(f"{path / CURRENT} cannot be read: {error}") from None
@@ -193,6 +193,8 @@ def read_sealed_manifest(path: Path) -> tuple[str, IndexManifest, str]:
     try:
         data = file.read_bytes()
     except OSError as error:
+        if _read_current(path) != current:  # a build replaced the generation meanwhile
+            return read_sealed_manifest(path)
         raise IndexFileError(f"{file} cannot be read: {error}; build the index again") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise IndexFileError(f"{file} does not match {CURRENT}: it was changed or damaged; build the index again")

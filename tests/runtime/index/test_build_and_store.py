@@ -20,6 +20,7 @@ from checkpoints import write_dpr
 from narrows.bundle import Bundle, open_bundle
 from narrows.durable import locked, sha256_file
 from narrows.errors import BundleError, IndexFileError, MismatchError, NarrowsError, PassageFileError
+from narrows.index import store
 from narrows.index.build import BuildReport, BuildRequest, Progress, build_index
 from narrows.index.store import open_index, read_manifest
 from narrows.passages import FILES, Passage
@@ -326,7 +327,7 @@ def test_a_foreign_directory_or_file_is_kept(tmp_path: Path, small_bundle: Bundl
     with pytest.raises(IndexFileError, match="thesis exists and is not an index"):
         build(small_bundle, passages, foreign, replace=replacing)
     assert tree(foreign) == before
-    with pytest.raises(IndexFileError):
+    with pytest.raises(IndexFileError, match=r"p\.jsonl exists and is not an index"):
         build(small_bundle, passages, passages, replace=replacing)
     (foreign / "CURRENT").write_bytes(b"chapter1.tex")
     with pytest.raises(IndexFileError, match="does not name a generation"):
@@ -509,6 +510,21 @@ def test_no_index_there(tmp_path: Path, copy: Path, small_bundle: Bundle) -> Non
     (copy / "CURRENT").unlink()
     (copy / "CURRENT").mkdir()
     assert "CURRENT cannot be read" in refusal(copy, small_bundle)
+
+
+def test_a_manifest_is_read_though_a_build_replaces_it(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = read_manifest(copy)[1]
+    read = store._read_current
+
+    def read_and_replace(path: Path) -> tuple[str, str] | None:
+        found = read(path)
+        if (path / "g000001").exists():
+            (path / "g000001").rename(path / "g000002")
+            seal(path, "g000002")
+        return found
+
+    monkeypatch.setattr(store, "_read_current", read_and_replace)
+    assert read_manifest(copy) == ("g000002", expected)
 
 
 def test_an_index_of_another_tower(small_index: Path, small_bundle: Bundle, other_bundle: Bundle) -> None:

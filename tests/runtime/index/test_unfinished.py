@@ -411,7 +411,7 @@ def test_the_command_syncs_before_it_promises(tmp_path: Path, small_bundle: Bund
 def test_cli_restart_and_truncated_report(
     tmp_path: Path, small_bundle: Bundle, passages: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, report = tmp_path / "x.index", tmp_path / "cut.jsonl"
+    out, report = tmp_path / "x.index", tmp_path / "new" / "cut.jsonl"
     status = main(command(small_bundle, passages, out, "--restart", "--truncated-report", str(report)))
     assert status == 0
     assert "; 4 passages were cut to the tower's length (" in capsys.readouterr().out

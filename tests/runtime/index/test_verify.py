@@ -12,9 +12,13 @@ import pytest
 
 from narrows import integrity
 from narrows.bundle import Bundle
+from narrows.errors import IndexFileError
+from narrows.index import store
+from narrows.index.build import BuildRequest, Progress, build_index
 from narrows.index.flat import header
 from narrows.index.store import GENERATION_FILES
 from narrows.index.verify import VerifyReport, verify_index
+from narrows_export import corpus
 from narrows_tools.cli.main import main
 
 DIM, COUNT = 64, 300
@@ -130,6 +134,43 @@ def test_a_difference_within_the_tolerance_is_reported_and_passes(copy: Path, sm
     report = verify(copy, small_bundle)
     assert (report.failures, report.identical) == ([], 0)
     assert 0 < report.max_abs_error < 1e-4
+
+
+def test_an_index_filled_by_int8(tmp_path: Path, variants_bundle: Bundle) -> None:
+    """Its vectors depend on their batches: off, and not wrong for that. Those of other passages are."""
+    out = tmp_path / "int8.index"
+    request = BuildRequest(corpus.passages_file("en"), out, "demo", "int8", threads=1)
+    build_index(variants_bundle, request, Progress())
+    report = verify(out, variants_bundle, sample=COUNT)
+    variant = variants_bundle.tower("context_encoder").variants["int8"]
+    assert report.failures == []
+    assert report.max_abs_error > variant.golden_tolerance / 2
+    change_vectors(out, zero_the_first)
+    seal(out)
+    assert len(verify(out, variants_bundle, sample=COUNT).failures) > COUNT * 0.9
+
+
+@pytest.mark.parametrize("called", ["damages", "open_generation"])
+def test_an_index_that_is_replaced_meanwhile_is_not_called_damaged(
+    copy: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, called: str
+) -> None:
+    real = getattr(store, called)
+
+    def late(*arguments: Any) -> Any:
+        (copy / "g000001").rename(copy / "g000002")
+        (copy / "CURRENT").write_text((copy / "CURRENT").read_text().replace("g000001", "g000002"))
+        return real(*arguments)
+
+    monkeypatch.setattr(store, called, late)
+    with pytest.raises(IndexFileError, match="was replaced by a build while it was checked"):
+        verify(copy, small_bundle)
+
+
+def test_a_file_that_the_disk_does_not_give_back(copy: Path, small_bundle: Bundle) -> None:
+    file = copy / "g000001" / "index.faiss"
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # a file whose first byte cannot be read: EIO
+    assert verify(copy, small_bundle).failures == [f"[Errno 5] Input/output error: '{file}'"]
 
 
 def swap(array: np.ndarray) -> None:

@@ -107,7 +107,7 @@ def run_build(options: argparse.Namespace) -> int:
 
     from narrows import variants
     from narrows.bundle import open_bundle
-    from narrows.durable import write_file
+    from narrows.durable import make_directory, write_file
     from narrows.index.build import BuildRequest, Progress, build_index
     from narrows.index.store import TRUNCATED
     from narrows.index.unfinished import BUILD, read_journal
@@ -151,6 +151,8 @@ def run_build(options: argparse.Namespace) -> int:
         skip_bad=options.skip_bad,
     )
     bundle = open_bundle(options.bundle)
+    if options.truncated_report:
+        make_directory(options.truncated_report.parent)  # rather than fail after hours
     warning = variants.choose(bundle.manifest, options.variant, "").warning
     bars = Bars()
     try:
