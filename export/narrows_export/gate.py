@@ -43,17 +43,17 @@ def run_gate(path: Path, data: GateData, threads: int, start: Start) -> BundleMa
     Raises:
         BundleError: no sound bundle there, a variant that is off on this machine, or another process is changing it.
     """
-    bundle = open_bundle(path)
-    questions = _embed_variants(bundle, "question_encoder", data, threads, start)
-    passages = _embed_variants(bundle, "context_encoder", data, threads, start)
-    found = search_pairs(data, questions, passages, start)
-    reports = [_report(bundle, pair, data, found) for pair in found]
 
-    def record(manifest: BundleManifest) -> BundleManifest:
+    def judge(manifest: BundleManifest) -> BundleManifest:
+        bundle = open_bundle(path)
+        questions = _embed_variants(bundle, "question_encoder", data, threads, start)
+        passages = _embed_variants(bundle, "context_encoder", data, threads, start)
+        found = search_pairs(data, questions, passages, start)
+        reports = [_report(bundle, pair, data, found) for pair in found]
         kept = [old for old in manifest.quality if (old.question_variant, old.passage_variant) not in found]
         return replace(manifest, quality=(*kept, *reports))
 
-    return update_manifest(path, record)
+    return update_manifest(path, judge)  # all of it under the lock: better refused now than after hours
 
 
 def search_pairs(

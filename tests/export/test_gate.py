@@ -224,5 +224,7 @@ def test_a_bundle_that_another_process_is_changing(judged: Bundle, capsys: pytes
     before = (judged.path / "manifest.json").read_bytes()
     with durable.locked(judged.path):
         assert main(["bundle", "gate", str(judged.path), *DEMO, "--gate-limit", "5"]) == 1
-    assert f"another process is changing {judged.path}; wait for it" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"another process is changing {judged.path}; wait for it" in said
+    assert "comparing" not in said  # refused before the work, not after it
     assert (judged.path / "manifest.json").read_bytes() == before
