@@ -1,7 +1,9 @@
 """Documents -> passages -> a file that `narrows index build` reads."""
 
+import errno
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -194,6 +196,27 @@ def test_a_directory_of_texts(tmp_path: Path) -> None:
 
 
 # The command
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("words", "utf-8")
+    with pytest.raises(PassageFileError, match="the name is not UTF-8"):
+        list(documents.read(tmp_path))
+
+
+def test_a_directory_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("words", "utf-8")
+    scandir = os.scandir
+
+    def refuse(path: Path | str) -> object:
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # permissions do not hold root back
+    with pytest.raises(PassageFileError, match="closed: cannot be read: Permission denied"):
+        list(documents.read(tmp_path))
 
 
 def test_command_to_index(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_bundle: Bundle) -> None:

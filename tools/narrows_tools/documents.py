@@ -6,11 +6,12 @@ at an article's end is not published: here it is a short passage of its own (`ke
 the document begins with (`fill`), or left out (`drop`).
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import msgspec
 
@@ -140,7 +141,8 @@ def _read_jsonl(file: Path) -> Iterator[Document]:
 
 
 def _read_directory(directory: Path) -> Iterator[Document]:
-    files = sorted(file for file in directory.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
+    found = (Path(where, name) for where, _, names in os.walk(directory, onerror=_unreadable) for name in names)
+    files = sorted(file for file in found if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
     if not files:
         raise PassageFileError(f"{directory}: no {' or '.join(TEXT_SUFFIXES)} file in it")
     for file in files:
@@ -150,11 +152,21 @@ def _read_directory(directory: Path) -> Iterator[Document]:
             raise PassageFileError(f"{file}: cannot be read: {error.strerror}") from None
         except UnicodeDecodeError as error:
             raise PassageFileError(f"{file}: invalid UTF-8 at byte {error.start + 1}") from None
+        name = file.relative_to(directory).as_posix()
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise PassageFileError(f"{file}: the name is not UTF-8; rename the file or its directory") from None
         title = file.stem
         if file.suffix.lower() == ".md":
             heading, text = _heading(text)
             title = heading or title
-        yield Document(file.relative_to(directory).as_posix(), title, text, str(file))
+        yield Document(name, title, text, str(file))
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    """os.walk, like Path.rglob, would leave a directory out without a word."""
+    raise PassageFileError(f"{error.filename}: cannot be read: {error.strerror}")
 
 
 def _heading(markdown: str) -> tuple[str, str]:
