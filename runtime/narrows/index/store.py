@@ -127,20 +127,20 @@ def building(path: Path) -> Iterator[None]:
     """
     is_new = not path.exists()
     durable.make_directory(path)
-    try:
-        with ExitStack() as held:
-            try:
-                held.enter_context(durable.locked(path))
-            except BlockingIOError:
-                raise IndexFileError(f"another process is building an index in {path}; wait for it") from None
-            except OSError:
-                log.warning("%s is on a file system without locks: let only one build at a time write there", path)
+    with ExitStack() as held:
+        try:
+            held.enter_context(durable.locked(path))
+        except BlockingIOError:
+            raise IndexFileError(f"another process is building an index in {path}; wait for it") from None
+        except OSError:
+            log.warning("%s is on a file system without locks: let only one build at a time write there", path)
+        try:
             yield
-    except BaseException:
-        if is_new:
-            with suppress(OSError):  # something worth keeping is in it
-                path.rmdir()
-        raise
+        except BaseException:
+            if is_new:
+                with suppress(OSError):  # something worth keeping is in it
+                    path.rmdir()
+            raise
 
 
 def next_generation(path: Path) -> str:

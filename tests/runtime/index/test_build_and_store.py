@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -501,6 +502,21 @@ def test_two_builds_at_once(tmp_path: Path, small_bundle: Bundle, copy: Path) ->
     with locked(copy), pytest.raises(IndexFileError, match="another process is building"):
         build(small_bundle, passages, copy, replace=True)
     assert open_index(copy, small_bundle, threads=1).generation == "g000001"
+
+
+def test_two_first_builds_at_once(tmp_path: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that comes too late leaves the other's directory alone, though it is empty as yet."""
+    out, make = tmp_path / "x.index", store.durable.make_directory
+    with ExitStack() as held:
+
+        def other_is_quicker(path: Path) -> None:
+            make(path)
+            held.enter_context(locked(path))
+
+        monkeypatch.setattr(store.durable, "make_directory", other_is_quicker)
+        with pytest.raises(IndexFileError, match="another process is building"):
+            build(small_bundle, write_jsonl(tmp_path / "p.jsonl", SOME), out)
+        assert out.is_dir()
 
 
 def test_no_index_there(tmp_path: Path, copy: Path, small_bundle: Bundle) -> None:
