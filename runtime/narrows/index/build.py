@@ -92,6 +92,7 @@ def build_index(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bu
     _check_output(request)
     tower = load_towers(bundle, request.variant, request.threads, ["context_encoder"])["context_encoder"]
     with store.building(path):
+        _check_output(request)  # again: another build may have ended meanwhile
         inputs = _inputs(tower, request)
         if done := _killed_at_its_end(request, inputs):
             return done

@@ -21,6 +21,7 @@ from checkpoints import write_dpr
 from narrows.bundle import Bundle, open_bundle
 from narrows.durable import locked, sha256_file
 from narrows.errors import BundleError, IndexFileError, MismatchError, NarrowsError, PassageFileError
+from narrows.index import build as builds
 from narrows.index import store
 from narrows.index.build import BuildReport, BuildRequest, Progress, build_index
 from narrows.index.store import open_index, read_manifest
@@ -517,6 +518,21 @@ def test_two_first_builds_at_once(tmp_path: Path, small_bundle: Bundle, monkeypa
         with pytest.raises(IndexFileError, match="another process is building"):
             build(small_bundle, write_jsonl(tmp_path / "p.jsonl", SOME), out)
         assert out.is_dir()
+
+
+def test_an_index_that_another_build_made_meanwhile_is_kept(
+    tmp_path: Path, small_bundle: Bundle, small_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "x.index"
+
+    def slow_load(*arguments: object) -> object:
+        shutil.copytree(small_index, out)
+        return load_towers(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builds, "load_towers", slow_load)
+    with pytest.raises(IndexFileError, match="give --replace"):
+        build(small_bundle, write_jsonl(tmp_path / "p.jsonl", SOME), out)
+    assert read_manifest(out)[1].count == 300
 
 
 def test_no_index_there(tmp_path: Path, copy: Path, small_bundle: Bundle) -> None:
