@@ -131,6 +131,8 @@ def _of_killed_build(entry: Path) -> bool:
 
 
 def _inputs(tower: Tower, request: BuildRequest) -> Inputs:
+    if request.passages.is_fifo():
+        raise PassageFileError(f"{request.passages}:1: it is a pipe, and is read twice; write the passages to a file")
     try:
         source_sha256 = durable.sha256_file(request.passages)
     except OSError as error:
@@ -154,7 +156,9 @@ def _killed_at_its_end(request: BuildRequest, inputs: Inputs) -> BuildReport | N
         return None
     unfinished.finish(request.out, current)
     if journal.inputs == inputs and not request.restart:
-        return _report(request, current, store.read_manifest(request.out)[1], journal.count, 0.0)
+        manifest = store.read_manifest(request.out)[1]
+        if manifest.name == request.name:
+            return _report(request, current, manifest, journal.count, 0.0)
     if not request.replace:
         raise _exists(request.out)
     return None

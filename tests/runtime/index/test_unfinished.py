@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from system_calls import traced
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, PassageFileError
 from narrows.index import build as builds
-from narrows.index import chunks
+from narrows.index import chunks, unfinished
 from narrows.index.build import BuildReport, BuildRequest, Progress, build_index
 from narrows.index.store import open_index, read_manifest
 from narrows_tools.cli.main import main
@@ -249,10 +250,33 @@ def test_a_damaged_build_is_refused(
 def test_a_passage_file_that_cannot_be_read(tmp_path: Path, small_bundle: Bundle) -> None:
     with pytest.raises(PassageFileError, match=r"none\.tsv:1: cannot be read: No such file"):
         build(small_bundle, tmp_path / "none.tsv", tmp_path / "x.index")
+    os.mkfifo(tmp_path / "pipe.tsv")
+    with pytest.raises(PassageFileError, match="it is a pipe, and is read twice"):
+        build(small_bundle, tmp_path / "pipe.tsv", tmp_path / "x.index")
     assert not (tmp_path / "x.index").exists()
 
 
 # --- kills
+
+
+def test_a_build_killed_at_its_end_under_another_name(
+    tmp_path: Path, small_bundle: Bundle, passages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "x.index"
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(small_bundle, passages, out)
+    shutil.copytree(out, tmp_path / "y.index")
+    report = build(small_bundle, passages, out)
+    assert (report.generation, report.resumed_at) == ("g000001", 30)
+    report = build(small_bundle, passages, tmp_path / "y.index", replace=True, name="other")
+    assert (report.generation, report.resumed_at) == ("g000002", 0)
+    assert read_manifest(tmp_path / "y.index")[1].name == "other"
 
 
 @pytest.mark.parametrize(
