@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from narrows.errors import IndexFileError
 
 BLOB, ENDS, ID_ORDER, ID_RANK = "passages.blob", "passages.ends.npy", "id_order.npy", "id_rank.npy"
 FILES = (BLOB, ENDS, ID_ORDER, ID_RANK)
@@ -72,11 +74,19 @@ class Passages:
     """Read access to a directory written by PassageWriter. Thread-safe."""
 
     def __init__(self, directory: Path) -> None:
+        """Maps the files.
+
+        Raises:
+            IndexFileError: one of them is not what PassageWriter writes.
+            OSError: one cannot be read.
+        """
         with (directory / BLOB).open("rb") as file:
+            if not (directory / BLOB).stat().st_size:
+                raise IndexFileError(f"{directory / BLOB} is empty; build the index again")
             self._blob = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.ends: npt.NDArray[np.uint64] = np.asarray(np.load(directory / ENDS, mmap_mode="r"))
-        self.id_order: npt.NDArray[np.uint32] = np.asarray(np.load(directory / ID_ORDER, mmap_mode="r"))
-        self.id_rank: npt.NDArray[np.uint32] = np.asarray(np.load(directory / ID_RANK, mmap_mode="r"))
+        self.ends: npt.NDArray[np.uint64] = _table(directory / ENDS, np.uint64)
+        self.id_order: npt.NDArray[np.uint32] = _table(directory / ID_ORDER, np.uint32)
+        self.id_rank: npt.NDArray[np.uint32] = _table(directory / ID_RANK, np.uint32)
 
     def __len__(self) -> int:
         return len(self.id_order)
@@ -112,3 +122,15 @@ class Passages:
     def id_bytes(self, row: int) -> bytes:
         """The id of a row, as UTF-8."""
         return self._blob[int(self.ends[3 * row]) : int(self.ends[3 * row + 1])]
+
+
+def _table(file: Path, kind: type[np.unsignedinteger[Any]]) -> npt.NDArray[Any]:
+    try:
+        table = np.asarray(np.load(file, mmap_mode="r"))
+    except OSError:
+        raise
+    except Exception as error:  # numpy's reader raises many kinds
+        raise IndexFileError(f"{file} cannot be read by numpy ({error}); build the index again") from None
+    if table.dtype != kind or table.ndim != 1:
+        raise IndexFileError(f"{file} is not one row of {np.dtype(kind)}; build the index again")
+    return table

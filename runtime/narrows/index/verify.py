@@ -19,6 +19,14 @@ BLOCK_ROWS = 65_536
 NORM_TOLERANCE = 1e-9  # relative: float64 norms of the same vectors
 
 
+class _Cut(msgspec.Struct):
+    """A line of truncated.jsonl."""
+
+    id: str
+    tokens: int
+    kept: int
+
+
 @dataclass(slots=True)
 class VerifyReport:
     """What is wrong, one line each; and how the sample, encoded again, compares with what is stored."""
@@ -85,7 +93,8 @@ def _check(
     opened = store.open_generation(path / generation, generation, manifest, threads)
     step("sizes and ids")
     report.failures += _wrong_sizes(path / generation, manifest)
-    report.failures += _wrong_passages(path / generation, opened.passages, manifest)
+    wrong_passages = list(_wrong_passages(path / generation, opened.passages, manifest))
+    report.failures += wrong_passages
     step("vectors")
     vectors = opened.vectors.vectors
     report.failures += _wrong_vectors(vectors, manifest)
@@ -95,6 +104,8 @@ def _check(
     except MismatchError as error:
         report.failures.append(str(error))
     else:
+        if wrong_passages:
+            return  # a sample of them would say nothing
         tower = load_towers(bundle, manifest.variant, threads, ["context_encoder"])["context_encoder"]
         variant = tower.manifest.variants[manifest.variant]
         # What is stored was encoded in batches, what it is compared with is not: 0.0 but for dynamic int8.
@@ -110,8 +121,12 @@ def _wrong_sizes(directory: Path, manifest: IndexManifest) -> Iterator[str]:
     with (directory / VECTORS).open("rb") as file_of_vectors:
         if file_of_vectors.read(len(expected)) != expected:
             yield f"{directory / VECTORS} does not begin as a flat index of {manifest.count} x {manifest.dim} does"
-    cut = [msgspec.json.decode(line) for line in (directory / TRUNCATED).read_bytes().splitlines()]
-    lost = sum(line["tokens"] - line["kept"] for line in cut)
+    try:
+        cut = [msgspec.json.decode(line, type=_Cut) for line in (directory / TRUNCATED).read_bytes().splitlines()]
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        yield f"{directory / TRUNCATED} cannot be read: {error}"
+        return
+    lost = sum(line.tokens - line.kept for line in cut)
     if (len(cut), lost) != (manifest.truncated_count, manifest.cut_token_count):
         yield (
             f"{directory / TRUNCATED} lists {len(cut)} passages and {lost} tokens, the manifest "
@@ -156,7 +171,11 @@ def _encode_again(
     report: VerifyReport, passages: Passages, vectors: Embeddings, tower: Tower, sample: int, seed: int
 ) -> None:
     rows = np.sort(np.random.default_rng(seed).permutation(len(passages))[:sample])
-    texts = chunks.tokenize(passages, tower, rows)
+    try:
+        texts = chunks.tokenize(passages, tower, rows)
+    except UnicodeDecodeError as problem:
+        report.failures.append(f"a passage of the sample is not UTF-8: {problem}")
+        return
     for row, text in zip(rows.tolist(), texts, strict=True):
         again = tower.encoder.encode([text.ids])[0]
         stored = np.asarray(vectors[row])

@@ -209,6 +209,36 @@ def test_strings_that_end_nowhere(copy: Path, small_bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "data", "what"),
+    [
+        ("id_order.npy", b"", "id_order.npy cannot be read by numpy"),
+        ("passages.ends.npy", b"\x93NUMPY\x01\x00v\x00{'descr'", "passages.ends.npy cannot be read by numpy"),
+        ("passages.blob", b"", "passages.blob is empty"),
+        ("truncated.jsonl", b'{"id": "a", "tokens": 300}\n', "truncated.jsonl cannot be read"),
+        ("truncated.jsonl", b"\xff\n", "truncated.jsonl cannot be read"),
+    ],
+)
+def test_sealed_files_that_cannot_be_read(copy: Path, small_bundle: Bundle, name: str, data: bytes, what: str) -> None:
+    (copy / "g000001" / name).write_bytes(data)
+    seal(copy)
+    assert what in verify(copy, small_bundle).failures[0]
+
+
+def test_a_table_of_another_type(copy: Path, small_bundle: Bundle) -> None:
+    file = copy / "g000001" / "id_rank.npy"
+    np.save(file, np.load(file).astype(np.float32))
+    seal(copy)
+    assert verify(copy, small_bundle).failures == [f"{file} is not one row of uint32; build the index again"]
+
+
+def test_passages_that_are_not_utf8(copy: Path, small_bundle: Bundle) -> None:
+    blob = copy / "g000001" / "passages.blob"
+    blob.write_bytes(blob.read_bytes().replace(b" the ", b" t\xff\xff "))
+    seal(copy)
+    assert "a passage of the sample is not UTF-8" in verify(copy, small_bundle).failures[0]
+
+
+@pytest.mark.parametrize(
     ("field", "value", "what"),
     [
         ("max_norm", 1.0, "the manifest says 1.0"),
