@@ -143,7 +143,9 @@ def test_threads_name_and_chunks_may_change_in_between(
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_the_next_generation_goes_on_too(tmp_path: Path, small_bundle: Bundle, passages: Path) -> None:
+def test_the_next_generation_goes_on_too(
+    tmp_path: Path, small_bundle: Bundle, passages: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "x.index"
     build(small_bundle, write_passages(tmp_path / "old.jsonl", 5), out)
     before = tree(out)
@@ -152,6 +154,14 @@ def test_the_next_generation_goes_on_too(tmp_path: Path, small_bundle: Bundle, p
     assert open_index(out, small_bundle, 1).generation == "g000001"
     with pytest.raises(IndexFileError, match="give --replace"):
         build(small_bundle, passages, out)
+    assert main(["index", "info", str(out)]) == 0
+    assert "unfinished  8 of 30 passages of the next generation are encoded" in capsys.readouterr().out
+    journal = out / ".build" / "journal.json"
+    whole = journal.read_bytes()
+    journal.write_bytes(b"{")
+    assert main(["index", "info", str(out)]) == 0
+    assert "unfinished  the next generation, and it cannot go on: " in capsys.readouterr().out
+    journal.write_bytes(whole)
     report = build(small_bundle, passages, out, replace=True)
     assert (report.generation, report.resumed_at) == ("g000002", 8)
     assert sorted(path.name for path in out.iterdir()) == ["CURRENT", "g000002"]

@@ -229,6 +229,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_info(options: argparse.Namespace) -> int:
     """Prints the manifest of the current generation."""
+    from narrows.errors import IndexFileError
     from narrows.index.store import read_manifest
     from narrows.index.unfinished import BUILD, read_journal
 
@@ -247,8 +248,13 @@ def run_info(options: argparse.Namespace) -> int:
         "size": f"{size_bytes / 2**20:.1f} MiB",
         "made by": manifest.created_by,
     }
-    if journal := read_journal(options.index / BUILD):
-        rows["unfinished"] = f"{journal.encoded.rows} of {journal.count} passages of the next generation are encoded"
+    try:
+        if journal := read_journal(options.index / BUILD):
+            rows["unfinished"] = (
+                f"{journal.encoded.rows} of {journal.count} passages of the next generation are encoded"
+            )
+    except IndexFileError as error:  # of the next generation; this one is none the worse
+        rows["unfinished"] = f"the next generation, and it cannot go on: {error}"
     if manifest.truncated_count:
         rows["cut"] += f"; see {options.index / generation / 'truncated.jsonl'}"
     for name, value in rows.items():
