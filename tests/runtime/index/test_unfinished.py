@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from server_process import NARROWS, run_narrows
+from server_process import NARROWS, environment, run_narrows
 from system_calls import traced
 
 from narrows.bundle import Bundle
@@ -338,6 +338,24 @@ def many_passages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_passages(tmp_path_factory.mktemp("many") / "p.jsonl", 3000, words=60)
 
 
+# The real command, which gets a signal as soon as its journal counts the first chunk.
+SIGNALLED = """
+import os, sys
+from narrows.index import unfinished
+from narrows_tools.cli.main import main
+
+number, write_journal = int(sys.argv[1]), unfinished.write_journal
+
+def write_and_signal(directory, journal):
+    write_journal(directory, journal)
+    if journal.encoded.rows:
+        os.kill(os.getpid(), number)
+
+unfinished.write_journal = write_and_signal
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
@@ -346,26 +364,16 @@ def test_the_command_stopped_by_a_signal_goes_on(
 ) -> None:
     out = tmp_path / "x.index"
     arguments = command(small_bundle, many_passages, out)
-    with subprocess.Popen([*NARROWS, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        said = b""
-        while (
-            not (out / ".build" / "journal.json").exists()
-            or b'"rows": 0' in (out / ".build" / "journal.json").read_bytes()
-        ):
-            more = os.read(process.stderr.fileno(), 65_536)
-            assert more, said.decode()
-            said += more
-        process.send_signal(number)
-        said = process.stderr.read()
+    program = [sys.executable, "-W", "error", "-c", SIGNALLED, str(int(number)), *arguments]
+    stopped = subprocess.run(program, capture_output=True, check=False, env=environment())
     kept = json.loads((out / ".build" / "journal.json").read_bytes())["encoded"]["rows"]
     assert 0 < kept < 3000
     if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert f"{kept} of 3000 passages are encoded and kept: the same command goes on".encode() in said
-        assert said.endswith(b"narrows: interrupted\n")
+        assert stopped.returncode == 130
+        assert f"{kept} of 3000 passages are encoded and kept: the same command goes on".encode() in stopped.stderr
+        assert stopped.stderr.endswith(b"narrows: interrupted\n")
     else:
-        assert process.returncode == -number
+        assert stopped.returncode == -number
     done = run_narrows(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     assert f"resuming at {kept} of 3000 passages" in done.stderr
