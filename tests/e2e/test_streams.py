@@ -93,7 +93,7 @@ async def unary(method: Any, request: Any) -> Any:
     try:
         return await method(request, timeout=60)
     except grpc.aio.AioRpcError as error:
-        trailers = dict(error.trailing_metadata())
+        trailers = dict(iter(error.trailing_metadata()))
         return pb.ItemError(
             code=error.code().value[0],
             reason=str(trailers["narrows-reason"]),
@@ -307,7 +307,7 @@ def test_sigterm_answers_what_was_read_and_ends_the_stream(small_bundle: Bundle)
             with pytest.raises(grpc.aio.AioRpcError) as ended:
                 await stream.read()
             assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
-            assert dict(ended.value.trailing_metadata())["narrows-reason"] == "DRAINING"
+            assert dict(iter(ended.value.trailing_metadata()))["narrows-reason"] == "DRAINING"
 
     with server(small_bundle.path, None, drain_ms="600000") as running:
         run(running.address, test)
