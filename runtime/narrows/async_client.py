@@ -57,6 +57,7 @@ class AsyncClient:
         self._timeout_s = timeout_s
         self._info: ServerInfo | None = None
         self._asking_info = asyncio.Lock()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -68,6 +69,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection. What is outstanding gets an UnavailableError."""
+        self._closed = True
         await self._searches.close()
         await self._encodings.close()
         await self._channel.close()
@@ -259,6 +261,7 @@ class AsyncClient:
                     raise InvalidRequestError(
                         f"the message is too large: {item.ByteSize()} bytes, and the server takes {largest}"
                     )
+                self._check_open()
                 return await ask(deadline_s)
         except TimeoutError:
             raise DeadlineExceededError("the deadline passed before the answer came") from None
@@ -267,10 +270,13 @@ class AsyncClient:
             raise
 
     async def _limits(self, timeout_s: float | None) -> ServerInfo:
-        async with self._asking_info:
-            if self._info is None:
-                self._info = await self.server_info(timeout_s=timeout_s)
-            return self._info
+        try:
+            async with asyncio.timeout(self._seconds(timeout_s)), self._asking_info:  # others may ask before
+                if self._info is None:
+                    self._info = await self.server_info(timeout_s=timeout_s)
+                return self._info
+        except TimeoutError:
+            raise DeadlineExceededError("the deadline passed before the server told its limits") from None
 
     async def _parts(self, items: Any, timeout_s: float | None, most: int | None = None) -> list[Any]:  # noqa: ANN401
         """Splits what one request may not hold."""
@@ -281,13 +287,23 @@ class AsyncClient:
         return [items[start : start + step] for start in range(0, len(items), step)]
 
     async def _call(self, method: Callable[..., Awaitable[T]], request: object, timeout_s: float | None) -> T:
+        self._check_open()
         try:
             return await method(request, timeout=self._seconds(timeout_s))
         except grpc.RpcError as error:
             raise messages.status_error(error, self._target) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():  # then it was the channel that cancelled the call
+                self._check_open()
+            raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError(f"{self._target}: the client is closed")
 
     def _seconds(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else timeout_s
+        return messages.seconds(self._timeout_s if timeout_s is None else timeout_s)
 
 
 def _several(items: T, method: str) -> T:

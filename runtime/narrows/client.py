@@ -159,6 +159,6 @@ class Client:
 
     def _call(self, method: Callable[..., Reply], request: object, timeout_s: float | None) -> Reply:
         try:
-            return method(request, timeout=self._timeout_s if timeout_s is None else timeout_s)
+            return method(request, timeout=messages.seconds(self._timeout_s if timeout_s is None else timeout_s))
         except grpc.RpcError as error:
             raise messages.status_error(error, self._target) from error

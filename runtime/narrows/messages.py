@@ -1,5 +1,6 @@
 """What clients send and receive: plain values on one side, the contract's messages on the other. No connection."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, overload
@@ -37,6 +38,7 @@ CHANNEL_OPTIONS = [
 ]
 MAX_ID_BYTES = 512
 MESSAGE_OVERHEAD_BYTES = 32_768  # what surrounds the texts of a request, at most
+MAX_TIMEOUT_MS = 2**32 - 1  # 49 days: what a message holds; gRPC takes far longer ones for deadlines that have passed
 STATUSES = {status.value[0]: status for status in grpc.StatusCode}
 T = TypeVar("T")
 Name = TypeVar("Name", bound=str)
@@ -205,6 +207,13 @@ def named(values: dict[Name, T], name: Name, field: str) -> T:
     if name not in values:
         raise errors.InvalidRequestError(f"it must be one of {', '.join(values)}, not {name!r}", field)
     return values[name]
+
+
+def seconds(timeout_s: float) -> float:
+    """A timeout as gRPC and the messages take it; a longer one, even an infinite one, becomes the longest."""
+    if math.isnan(timeout_s):
+        raise errors.InvalidRequestError("it is not a number", "timeout_s")
+    return min(timeout_s, MAX_TIMEOUT_MS / 1e3)
 
 
 def listed(items: Any, method: str) -> Any:  # noqa: ANN401  (a list, or an array as it is)

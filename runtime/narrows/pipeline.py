@@ -12,7 +12,6 @@ from narrows import messages
 from narrows.errors import InvalidRequestError, NarrowsError, ServerError, UnavailableError
 from narrows.v1 import retrieval_pb2 as pb
 
-MAX_TIMEOUT_MS = 2**32 - 1  # what the message holds
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -84,7 +83,8 @@ class _Stream(Generic[ItemT, ResponseT]):
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
         self._waiting: dict[str, asyncio.Future[ResponseT]] = {}
-        self._outbox: asyncio.Queue[tuple[ItemT, float]] = asyncio.Queue()
+        self._unsent: dict[str, tuple[ItemT, float]] = {}  # what has a task that waits for it, and no more
+        self._outbox: asyncio.Queue[str] = asyncio.Queue()
         self._writer = asyncio.create_task(self._write())
         self._reader = asyncio.create_task(self._read())
 
@@ -92,26 +92,28 @@ class _Stream(Generic[ItemT, ResponseT]):
         item.request_id = str(next(self._ids))
         future: asyncio.Future[ResponseT] = self._loop.create_future()
         self._waiting[item.request_id] = future
-        self._outbox.put_nowait((item, deadline_s))
+        self._unsent[item.request_id] = (item, deadline_s)
+        self._outbox.put_nowait(item.request_id)
         try:
             return await future
         finally:
             self._waiting.pop(item.request_id, None)
+            self._unsent.pop(item.request_id, None)
             if future.done() and not future.cancelled():
                 future.exception()  # seen, even where the task was cancelled in the same moment
 
     async def close(self) -> None:
-        self._call.cancel()
-        self._reader.cancel()
+        self._call.cancel()  # which ends the reader; cancelled itself before it began, it would tell nobody
         await asyncio.gather(self._reader, self._writer, return_exceptions=True)
 
     async def _write(self) -> None:
         while True:
-            item, deadline_s = await self._outbox.get()
-            if item.request_id not in self._waiting:
+            unsent = self._unsent.pop(await self._outbox.get(), None)
+            if unsent is None:
                 continue  # its task has given up
+            item, deadline_s = unsent
             left_ms = round((deadline_s - self._loop.time()) * 1e3)
-            item.timeout_ms = min(max(left_ms, 1), MAX_TIMEOUT_MS)
+            item.timeout_ms = min(max(left_ms, 1), messages.MAX_TIMEOUT_MS)
             try:
                 await self._call.write(item)
             except (grpc.RpcError, asyncio.InvalidStateError):

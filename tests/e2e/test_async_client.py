@@ -1,6 +1,8 @@
 """AsyncClient against a real server: the answers of Client, many at a time, and what happens when the server goes."""
 
 import asyncio
+import itertools
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
@@ -258,6 +260,59 @@ def test_closing_ends_what_is_outstanding(running: ServerProcess) -> None:
         assert {type(answer) for answer in answers} == {UnavailableError}
 
     asyncio.run(test())
+
+
+def test_closing_ends_what_has_only_begun(small_bundle: Bundle, small_index: Path) -> None:
+    async def test() -> None:
+        for ticks, knows_limits in itertools.product(range(6), (False, True)):
+            client = AsyncClient(slow.address, timeout_s=60.0)
+            if knows_limits:
+                await client.encode_questions(["rivers"])
+            slow.process.send_signal(signal.SIGSTOP)  # no answer comes before the end
+            tasks = [asyncio.create_task(client.search("rivers")), asyncio.create_task(client.get_passages(["en-001"]))]
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            await client.close()
+            answers = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
+            assert {type(answer) for answer in answers} == {UnavailableError}
+            with pytest.raises(UnavailableError, match="is closed"):
+                await client.server_info()
+            slow.process.send_signal(signal.SIGCONT)
+
+    with server(small_bundle.path, small_index) as slow:
+        asyncio.run(test())
+
+
+def test_a_timeout_of_any_length_is_kept_and_one_that_is_no_number_is_refused(
+    running: ServerProcess, client: Client
+) -> None:
+    async def test(many: AsyncClient) -> None:
+        for timeout_s in (1e30, float("inf")):
+            assert len(await many.search("rivers", timeout_s=timeout_s)) == 10
+            assert await many.server_info(timeout_s=timeout_s) == client.server_info(timeout_s=timeout_s)
+        with pytest.raises(InvalidRequestError, match="timeout_s"):
+            await many.search("rivers", timeout_s=float("nan"))
+        with pytest.raises(InvalidRequestError, match="timeout_s"):
+            client.search(["rivers"], timeout_s=float("nan"))
+        assert len(await many.search("rivers")) == 10, "the stream goes on"
+
+    run(running.address, test)
+
+
+def test_a_server_that_hangs_holds_nobody_up_beyond_the_timeout(small_bundle: Bundle, small_index: Path) -> None:
+    async def test(client: AsyncClient) -> None:
+        hung.process.send_signal(signal.SIGSTOP)
+        asked = [ask for _ in range(10) for ask in (client.search(["rivers"], timeout_s=1.0),
+                                                    client.get_passages(["en-001"], timeout_s=1.0))]  # fmt: skip
+        started_s = time.monotonic()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert time.monotonic() - started_s < 5.0
+        assert {type(answer) for answer in answers} == {DeadlineExceededError}
+        hung.process.send_signal(signal.SIGCONT)
+        assert len(await client.search("rivers")) == 10
+
+    with server(small_bundle.path, small_index) as hung:
+        run(hung.address, test)
 
 
 def test_an_unreachable_server_is_unavailable() -> None:
