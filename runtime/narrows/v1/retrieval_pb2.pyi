@@ -789,7 +789,9 @@ class Limits(google.protobuf.message.Message):
     max_reply_bytes: builtins.int
     """Clients refuse replies over 4 MiB by default, so the server keeps below that."""
     max_in_flight: builtins.int
-    """Texts that may wait in one lane of the queue."""
+    """Questions, or embeddings to search with, that may wait: those of all calls together. Passages wait in a lane of
+    their own, with a limit of its own.
+    """
     max_ids: builtins.int
     """Ids in one GetPassages call."""
     max_stream_in_flight: builtins.int
