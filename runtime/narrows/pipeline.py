@@ -127,8 +127,11 @@ class _Stream(Generic[ItemT, ResponseT]):
                 if future is not None and not future.done():
                     future.set_result(response)
             error = UnavailableError(f"{self._target}: the server ended the stream")
-        except grpc.RpcError as failed:
+        except grpc.aio.AioRpcError as failed:
             error = messages.status_error(failed, self._target)
+            # A failed write hides the true status behind an INTERNAL of grpc.aio's own, which has no metadata.
+            if failed.code() is grpc.StatusCode.INTERNAL and self._writer.done() and not failed.trailing_metadata():
+                error = UnavailableError(f"{self._target}: the stream broke while a request was sent")
         finally:
             self.ended = True
             self._writer.cancel()

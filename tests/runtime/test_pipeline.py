@@ -1,15 +1,20 @@
-"""Answers in the order of their items, a bounded number of them outstanding."""
+"""Answers in the order of their items, a bounded number of them outstanding; and a stream that breaks or hangs."""
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from narrows.errors import InvalidRequestError
-from narrows.pipeline import in_order
+from narrows.errors import InvalidRequestError, ServerError, UnavailableError
+from narrows.pipeline import Pipeline, in_order
+from narrows.v1 import retrieval_pb2 as pb
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -119,3 +124,82 @@ def test_none_in_flight_is_refused() -> None:
             await anext(in_order([1], same, 0))
 
     asyncio.run(run())
+
+
+class Call:
+    """A stream whose writes hang, or fail as grpc.aio's do; then the call ends with the same status."""
+
+    def __init__(self, failure: grpc.aio.AioRpcError | None) -> None:
+        self.failure = failure
+        self.ended = asyncio.Event()
+
+    async def write(self, item: object) -> None:
+        if self.failure is None:
+            await asyncio.Event().wait()
+        else:
+            self.ended.set()
+            raise self.failure
+
+    async def __aiter__(self) -> AsyncIterator[object]:
+        await self.ended.wait()
+        assert self.failure is not None
+        raise self.failure
+        yield
+
+    def cancel(self) -> None:
+        self.failure = grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata())
+        self.ended.set()
+
+
+def pipeline(call: Call) -> Pipeline[Any, Any]:
+    def open_stream() -> Any:
+        return call
+
+    return Pipeline(open_stream, "server")
+
+
+@pytest.mark.parametrize(
+    ("trailers", "expected"), [((), UnavailableError), ((("narrows-reason", "INTERNAL"),), ServerError)]
+)
+def test_a_write_that_fails_is_a_broken_stream_and_no_failure_of_the_server(
+    trailers: tuple[tuple[str, str], ...], expected: type[Exception]
+) -> None:
+    async def run() -> None:
+        status = grpc.StatusCode.INTERNAL
+        failure = grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(*trailers), "from Core")
+        asking = pipeline(Call(failure))
+        for _ in range(2):
+            with pytest.raises(expected, match="server: " if expected is UnavailableError else "INTERNAL"):
+                await asking.ask(pb.SearchStreamRequest(), 1e9)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+class Item:
+    """A request that can be watched."""
+
+    request_id = ""
+    timeout_ms = 0
+
+
+def test_requests_that_are_given_up_are_not_kept_while_the_stream_hangs() -> None:
+    async def run() -> None:
+        asking = pipeline(Call(None))
+        kept: weakref.WeakSet[Item] = weakref.WeakSet()
+
+        async def ask() -> None:
+            item = Item()
+            kept.add(item)
+            await asking.ask(item, 1e9)
+
+        tasks = [asyncio.create_task(ask()) for _ in range(50)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        tasks.clear()
+        del task
+        assert len(kept) <= 1  # the one that is being written
+        await asking.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
