@@ -115,6 +115,28 @@ def test_a_sample_is_compared_with_its_like_only(
 
 
 @pytest.fixture(scope="module")
+def int8_index(variants_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The English demo passages, filled by int8."""
+    out = tmp_path_factory.mktemp("int8") / "int8.index"
+    build_index(variants_bundle, BuildRequest(corpus.passages_file("en"), out, "int8", "int8", 1), BuildProgress())
+    return out
+
+
+@pytest.mark.parametrize("action", ["retrieval", "presets"])
+@pytest.mark.parametrize(("wanted", "questions_by"), [((), "fp32"), (("--variant", "fp16"), "fp16")])
+def test_questions_go_by_what_a_server_would_choose_and_passages_by_the_indexs_own(
+    variants_bundle: Bundle, int8_index: Path, action: str, wanted: tuple[str, ...], questions_by: str
+) -> None:
+    system = ["--questions", str(QUESTIONS), "--bundle", str(variants_bundle.path), "--index", str(int8_index)]
+    done = run_narrows("eval", action, *system, "--limit", "20", "-k", "5", "--json", *wanted)
+    assert done.returncode == 0, done.stderr
+    assert f"WARNING: questions by {questions_by} with passages by int8: experimental: " in done.stderr
+    found = json.loads(done.stdout)
+    if action == "retrieval":
+        assert (found["searched"]["variant"], found["searched"]["passage_variant"]) == (questions_by, "int8")
+
+
+@pytest.fixture(scope="module")
 def half_titled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The English demo passages, every other one without a title, every third with a curled apostrophe."""
     file = tmp_path_factory.mktemp("passages") / "half.jsonl"
@@ -168,6 +190,7 @@ def test_presets_cost_what_a_bundle_with_another_preset_shows(
             1,
             "absent is no directory",
         ),
+        (["retrieval", "--questions", "q.csv", "--server", "x:1", "--variant", "int8"], 1, "a --server has its own"),
         (["compare", "absent.json", "absent.json"], 1, "absent.json cannot be read: No such file"),
         (["presets", "--questions", "q.csv", "--bundle", "b"], 2, "--index --passages is required"),
     ],

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -134,7 +135,12 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
 
 
 def _add_local(command: "argparse._ActionsContainer") -> None:
-    command.add_argument("--variant", default="fp32", help="variant of the bundle's towers (default: fp32)")
+    command.add_argument(
+        "--variant",
+        default="",
+        metavar="V",
+        help="the question encoder's variant (default: the best that passed with the index's own, or fp32)",
+    )
     command.add_argument("--threads", type=positive, metavar="N", help="threads, without a server (default: all cores)")
 
 
@@ -160,6 +166,7 @@ def run_retrieval(options: argparse.Namespace) -> int:
                 corpus = (row.passage for row in passage_files.read(options.passages))
         else:
             searcher = LocalSearcher.open(options.bundle, options.index, options.variant, _threads(options))
+            _warn(searcher.warning)
             corpus = None if options.no_counts else searcher.corpus()
         writers = [
             stack.enter_context(writer(path))
@@ -203,16 +210,20 @@ def run_compare(options: argparse.Namespace) -> int:
 def run_presets(options: argparse.Namespace) -> int:
     """Evaluates every preset, with progress on stderr."""
     _import_extra()
+    from narrows import variants
     from narrows.bundle import open_bundle
+    from narrows.index.store import read_manifest
     from narrows_tools.evaluation import presets
     from narrows_tools.evaluation.tables import presets_table
 
     questions, asked = _asked(options)
     corpus = options.index or options.passages
+    bundle = open_bundle(options.bundle)
+    index_variant = read_manifest(options.index)[1].variant if options.index else None
+    chosen = variants.choose(bundle.manifest, index_variant, options.variant)
+    _warn(chosen.warning)
     with bars() as start:
-        bundle = open_bundle(options.bundle)
-        threads = _threads(options)
-        costs = presets.preset_costs(bundle, corpus, questions, options.depth, options.variant, threads, start)
+        costs = presets.preset_costs(bundle, corpus, questions, options.depth, chosen, _threads(options), start)
     if options.json:
         print(json.dumps({"asked": asdict(asked), "presets": [asdict(cost) for cost in costs]}))
     else:
@@ -235,6 +246,13 @@ def _check(options: argparse.Namespace) -> None:
             raise SettingsError(f"{file} cannot be written: {file.parent} is no directory; make it first")
     if options.passages and not options.server:
         raise SettingsError("--passages goes with --server only: an --index has its own")
+    if options.variant and options.server:
+        raise SettingsError("--variant goes with --bundle only: a --server has its own")
+
+
+def _warn(warning: str) -> None:
+    if warning:
+        print(f"WARNING: {warning}", file=sys.stderr)
 
 
 def _threads(options: argparse.Namespace) -> int:

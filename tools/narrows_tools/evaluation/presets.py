@@ -24,6 +24,7 @@ from narrows.index.store import VECTORS, open_index
 from narrows.passages import Passages, PassageWriter
 from narrows.tokenizer import TokenizedText, TowerTokenizer
 from narrows.towers import Tower, load_towers
+from narrows.variants import Choice
 from narrows_tools.evaluation.metrics import Judged, Metrics, summarize
 from narrows_tools.evaluation.questions import Question
 from narrows_tools.evaluation.result import Compared, compare_judged
@@ -53,17 +54,27 @@ def preset_costs(
     corpus: Path,
     questions: Sequence[Question],
     depth: int,
-    variant: str,
+    chosen: Choice,
     threads: int,
     start: Start = silent,
 ) -> list[PresetCost]:
-    """Evaluates every preset, the bundle's own first. `corpus` is an index filled by the bundle, or a passage file.
+    """Evaluates every preset, the bundle's own first.
+
+    Args:
+        bundle: the towers.
+        corpus: an index filled by the bundle, or a passage file.
+        questions: what to ask.
+        depth: passages for each question.
+        chosen: the variants; the context encoder's is the one that filled the index.
+        threads: for encoding and for searching.
+        start: told what begins and how far it is.
 
     Raises:
         BundleError, IndexFileError, MismatchError, PassageFileError: as when serving and building.
-        EvaluationError: the index does not hold the vectors that this variant gives.
+        EvaluationError: the index does not hold the vectors as they are.
     """
-    own_towers = load_towers(bundle, variant, threads, ["question_encoder", "context_encoder"])
+    variants: dict[Role, str] = {"question_encoder": chosen.question, "context_encoder": chosen.passage}
+    own_towers = load_towers(bundle, variants, threads, list(variants))
     own = own_towers["context_encoder"].manifest.tokenizer.text_preset
     texts = [question.text for question in questions]
     own_ids = own_towers["question_encoder"].tokenizer.questions(texts)
@@ -72,7 +83,7 @@ def preset_costs(
     with tempfile.TemporaryDirectory(prefix="narrows-presets-") as name:
         scratch = Path(name)
         if corpus.is_dir():
-            passages, own_vectors = _indexed(bundle, corpus, variant, threads)
+            passages, own_vectors = _indexed(bundle, corpus, threads)
         else:
             passages = _stored(corpus, scratch)
             encoded = start("encoding passages", len(passages))
@@ -85,7 +96,7 @@ def preset_costs(
             if changed_rows:
                 encoded = start(f"encoding passages for {preset}", len(changed_rows))
                 vectors[changed_rows] = embed(towers["context_encoder"], changed_ids, encoded)
-            searcher = _searcher(bundle, towers["question_encoder"], passages, vectors, variant, threads, scratch)
+            searcher = _searcher(bundle, towers["question_encoder"], passages, vectors, chosen, threads, scratch)
             judged, _ = rank_and_judge(searcher, questions, depth, start=start)
             own_judged = own_judged or judged
             ids = towers["question_encoder"].tokenizer.questions(texts)
@@ -101,13 +112,12 @@ def preset_costs(
     return costs
 
 
-def _indexed(bundle: Bundle, path: Path, variant: str, threads: int) -> tuple[Passages, Embeddings]:
+def _indexed(bundle: Bundle, path: Path, threads: int) -> tuple[Passages, Embeddings]:
     """An index's passages and vectors."""
     index = open_index(path, bundle, threads)
-    if index.manifest.factory != "Flat" or index.manifest.variant != variant:
+    if index.manifest.factory != "Flat":
         raise EvaluationError(
-            f"{path} holds vectors of the variant {index.manifest.variant} as {index.manifest.factory}, not all of "
-            f"{variant} as they are: give --passages instead of --index"
+            f"{path} holds vectors as {index.manifest.factory}, not all as they are: give --passages instead of --index"
         )
     stored = faiss.read_index(str(path / index.generation / VECTORS))
     return index.passages, stored.reconstruct_n(0, stored.ntotal)
@@ -155,7 +165,7 @@ def _differ(one: TokenizedText, other: TokenizedText) -> bool:
 
 
 def _searcher(
-    bundle: Bundle, tower: Tower, passages: Passages, vectors: Embeddings, variant: str, threads: int, scratch: Path
+    bundle: Bundle, tower: Tower, passages: Passages, vectors: Embeddings, chosen: Choice, threads: int, scratch: Path
 ) -> LocalSearcher:
     """Exact search over vectors, as over an index of them."""
     file = scratch / VECTORS
@@ -167,7 +177,8 @@ def _searcher(
     file.unlink()  # it stays mapped
     searched = Searched(
         bundle=bundle.manifest.name,
-        variant=variant,
+        variant=chosen.question,
+        passage_variant=chosen.passage,
         index="",
         generation="",
         passage_count=len(passages),

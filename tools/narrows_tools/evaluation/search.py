@@ -33,7 +33,8 @@ class Searched:
     """What was searched. Tower ids and generation say whether two results are of the same system."""
 
     bundle: str
-    variant: str
+    variant: str  # of the question encoder
+    passage_variant: str  # that filled the index
     index: str
     generation: str
     passage_count: int
@@ -61,6 +62,7 @@ class ServerSearcher:
         self.searched = Searched(
             info.bundle,
             info.variant,
+            info.passage_variant,
             index,
             info.generation,
             info.passage_count,
@@ -84,10 +86,16 @@ class ServerSearcher:
 
 
 class LocalSearcher:
-    """Encodes and searches in this process, with the server's own tokenizer, encoder and index."""
+    """Encodes and searches in this process, with the server's own tokenizer, encoder and index.
 
-    def __init__(self, tower: "Tower", vectors: "Index", passages: Passages, searched: Searched) -> None:
+    `warning` says what speaks against the pair of variants (narrows.variants); empty if nothing does.
+    """
+
+    def __init__(
+        self, tower: "Tower", vectors: "Index", passages: Passages, searched: Searched, warning: str = ""
+    ) -> None:
         self.searched = searched
+        self.warning = warning
         self._tower = tower
         self._vectors = vectors
         self._passages = passages
@@ -96,23 +104,28 @@ class LocalSearcher:
     def open(cls, bundle_path: Path, index_path: Path, variant: str, threads: int) -> "LocalSearcher":
         """Opens a bundle and an index, and checks that they belong together.
 
+        `variant` is the question encoder's, as in `narrows serve`: empty means the one served by default.
+
         Raises:
             BundleError, IndexFileError, MismatchError: as `narrows serve` would.
         """
+        from narrows import variants
         from narrows.bundle import open_bundle
         from narrows.index.store import open_index
         from narrows.towers import load_towers
 
         bundle = open_bundle(bundle_path)
         index = open_index(index_path, bundle, threads)
-        tower = load_towers(bundle, variant, threads, ["question_encoder"])["question_encoder"]
+        choice = variants.choose(bundle.manifest, index.manifest.variant, variant)
+        tower = load_towers(bundle, choice.question, threads, ["question_encoder"])["question_encoder"]
         return cls(
             tower,
             index.vectors,
             index.passages,
             Searched(
                 bundle.manifest.name,
-                variant,
+                choice.question,
+                choice.passage,
                 index.manifest.name,
                 index.generation,
                 index.manifest.count,
@@ -120,6 +133,7 @@ class LocalSearcher:
                 index.manifest.tower_id,
                 f"narrows {narrows.__version__}",
             ),
+            choice.warning,
         )
 
     def search(self, questions: Sequence[str], depth: int) -> list[Ranking]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from narrows_tools.evaluation.metrics import Accuracies
 from narrows_tools.evaluation.result import Compared, EvaluationResult
+from narrows_tools.evaluation.search import Searched
 
 if TYPE_CHECKING:  # it needs ONNX Runtime and FAISS
     from narrows_tools.evaluation.presets import PresetCost
@@ -18,7 +19,7 @@ def result_table(result: EvaluationResult) -> str:
     searched, metrics = result.searched, result.metrics
     lines = [
         f"{len(result.judged)} questions of {result.asked.file}, {searched.passage_count} passages of "
-        f"{searched.index or 'no index'} ({searched.generation}), bundle {searched.bundle} ({searched.variant})"
+        f"{searched.index or 'no index'} ({searched.generation}), bundle {searched.bundle} ({_variants(searched)})"
     ]
     if metrics.by_answers:
         lines += ["", *_accuracy_rows("a passage with an answer, %", metrics.by_answers)]
@@ -34,6 +35,13 @@ def result_table(result: EvaluationResult) -> str:
             f"   ({ranks.missed_count} not within {result.depth}: counted as {result.depth})",
         ]
     return "\n".join([*lines, *_remarks(result)])
+
+
+def _variants(searched: Searched) -> str:
+    """The variant, or both where they differ."""
+    if searched.variant == searched.passage_variant:
+        return searched.variant
+    return f"questions by {searched.variant}, passages by {searched.passage_variant}"
 
 
 def _accuracy_rows(name: str, table: Accuracies) -> list[str]:
