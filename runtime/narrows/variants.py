@@ -69,11 +69,11 @@ def _subject(report: QualityReport) -> tuple[str, str, str, str]:
 
 def _experimental(manifest: BundleManifest, question: str, passage: str) -> list[str]:
     """The names, among the two, of experimental variants."""
-    used = {
-        question: _variants(manifest, "question_encoder").get(question),
-        passage: _variants(manifest, "context_encoder").get(passage),
-    }
-    return [name for name, variant in used.items() if variant and variant.experimental]
+    used = (
+        (question, _variants(manifest, "question_encoder").get(question)),
+        (passage, _variants(manifest, "context_encoder").get(passage)),
+    )
+    return list(dict.fromkeys(name for name, variant in used if variant and variant.experimental))
 
 
 def choose(manifest: BundleManifest, index_variant: str | None, wanted: str) -> Choice:

@@ -139,6 +139,18 @@ def test_status_of_pairs(manifest: BundleManifest):
     assert pair_status(judged, "int4", "fp32") == "unverified"
 
 
+def test_one_experimental_side_is_enough_under_one_name(manifest: BundleManifest):
+    """A name may be experimental in one tower and not in the other."""
+    context = manifest.towers["context_encoder"]
+    sound = replace(context.variants["int8"], experimental=False)
+    towers = {**manifest.towers, "context_encoder": replace(context, variants={**context.variants, "int8": sound})}
+    mixed = replace(manifest, towers=towers)
+    judged = with_reports(mixed, report(mixed, ("int8", "int8")), report(mixed, ("fp32", "int8")))
+    assert pair_status(judged, "fp32", "int8") == "passed"
+    assert pair_status(judged, "int8", "int8") == "experimental"
+    assert chosen(judged, "int8") == ("fp32", "int8", False)
+
+
 def test_a_report_of_other_files_counts_for_nothing(manifest: BundleManifest):
     other = replace(report(manifest, ("fp16", "fp32")), passage_model_sha256="3" * 64)
     assert pair_report(with_reports(manifest, other), "fp16", "fp32") is None
