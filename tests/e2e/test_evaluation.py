@@ -114,6 +114,27 @@ def test_a_sample_is_compared_with_its_like_only(
     assert not failed.stdout
 
 
+def test_what_cannot_be_compared_or_read_is_refused_before_a_question_is_asked(
+    local: Path, small_bundle: Bundle, small_index: Path, running: ServerProcess, tmp_path: Path
+) -> None:
+    same_ids = tmp_path / "other.jsonl"
+    same_ids.write_text(QUESTIONS.read_text("utf-8").replace("?", "!"), "utf-8")
+    system = ["--bundle", str(small_bundle.path), "--index", str(small_index), "--compare", str(local / "result.json")]
+    depth = ["-k", str(DEPTH)]
+    for arguments, message in (
+        (["--questions", str(QUESTIONS), *system, *depth, "--limit", "40"], "they share 40 of 130 and 40 questions"),
+        (["--questions", str(QUESTIONS), *system, "-k", "5"], "depth 30 and 5"),
+        (["--questions", str(same_ids), *system, *depth], "questions.en.jsonl and other.jsonl differ in content"),
+        (["--questions", str(QUESTIONS), "--server", running.address, "--passages", "no.tsv"], "no.tsv:1: cannot be"),
+        (["--questions", str(QUESTIONS), "--server", running.address, "--save", str(tmp_path)], "it is a directory"),
+    ):
+        done = run_narrows("eval", "retrieval", *arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "asking questions" not in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 @pytest.fixture(scope="module")
 def int8_index(variants_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The English demo passages, filled by int8."""
@@ -184,6 +205,7 @@ def test_presets_cost_what_a_bundle_with_another_preset_shows(
         (["retrieval", "--questions", "q.csv", "--server", "x:1", "--bundle", "b"], 1, "give either --server, or"),
         (["retrieval", "--questions", "absent.csv", "--server", "x:1"], 1, "absent.csv:1: cannot be read"),
         (["retrieval", "--questions", "q.csv", "--server", "x:1", "--where", "seen"], 2, "expected KEY=VALUE"),
+        (["retrieval", "--questions", "q.csv", "--server", "x:1", "--seed", "-1"], 2, "--seed: must be at least 0"),
         (["retrieval", "--questions", "q.csv", "--server", "x:1", "-k", "0"], 2, "must be at least 1"),
         (
             ["retrieval", "--questions", "q.csv", "--server", "x:1", "--save", "absent/a.json"],

@@ -25,6 +25,14 @@ def positive(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """A seed of what is drawn by chance; numpy takes none below 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return number
+
+
 def condition(text: str) -> tuple[str, object]:
     """KEY=VALUE; a value that is not JSON is a string."""
     key, equals, value = text.partition("=")
@@ -70,7 +78,7 @@ def add_gate_arguments(command: argparse.ArgumentParser, *, required: bool) -> N
     )
     command.add_argument("--gate-limit", type=positive, metavar="N", help="draw N of the questions (default: all)")
     command.add_argument(
-        "--gate-seed", type=int, default=0, metavar="S", help="seed of what is drawn by chance (default: 0)"
+        "--gate-seed", type=seed, default=0, metavar="S", help="seed of what is drawn by chance (default: 0)"
     )
     command.add_argument(
         "--gate-language", default="", metavar="L", help="language of the texts, such as en; only recorded"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.errors import SettingsError
-from narrows_tools.cli.arguments import condition, positive
+from narrows_tools.cli.arguments import condition, positive, seed
 from narrows_tools.cli.bars import bars
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
         help="only questions whose JSON line has this value (JSON, or else a string); may be repeated",
     )
     command.add_argument("--limit", type=positive, metavar="N", help="only so many questions, drawn at random")
-    command.add_argument("--seed", type=int, default=0, metavar="S", help="of that draw (default: 0)")
+    command.add_argument("--seed", type=seed, default=0, metavar="S", help="of that draw (default: 0)")
     command.add_argument(
         "-k", "--depth", type=positive, default=100, metavar="K", help="passages for each question (default: 100)"
     )
@@ -151,12 +151,15 @@ def run_retrieval(options: argparse.Namespace) -> int:
     from narrows import passage_files
     from narrows.client import Client
     from narrows_tools.evaluation import retrieval, run_files
-    from narrows_tools.evaluation.result import compare, load, save
+    from narrows_tools.evaluation.result import check_comparable, compare, load, save
     from narrows_tools.evaluation.search import LocalSearcher, Searcher, ServerSearcher
     from narrows_tools.evaluation.tables import comparison_table, result_table
 
     previous = load(options.compare) if options.compare else None
     questions, asked = _asked(options)
+    if previous:  # rather than when all is done
+        ids = [question.id for question in questions]
+        check_comparable(previous, asked, ids, options.answers, options.depth)
     searcher: Searcher
     with ExitStack() as stack:
         corpus: Iterator[Passage] | None = None
@@ -244,6 +247,8 @@ def _check(options: argparse.Namespace) -> None:
     for file in filter(None, (options.save, options.out_dpr, options.out_trec, options.out_pyserini)):
         if not file.parent.is_dir():  # rather than when all is done
             raise SettingsError(f"{file} cannot be written: {file.parent} is no directory; make it first")
+        if file.is_dir():
+            raise SettingsError(f"{file} cannot be written: it is a directory")
     if options.passages and not options.server:
         raise SettingsError("--passages goes with --server only: an --index has its own")
     if options.variant and options.server:

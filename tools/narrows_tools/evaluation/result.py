@@ -1,6 +1,6 @@
 """The result of an evaluation: what was asked, of what, and what came out, question by question; saved as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,24 +73,38 @@ def load(file: Path) -> EvaluationResult:
     return manifests.decode(data, EvaluationResult, SCHEMA_VERSION, file, EvaluationError)
 
 
-def compare(first: EvaluationResult, second: EvaluationResult) -> list[Compared]:
-    """Every metric that both runs have: second minus first, paired by question.
+def check_comparable(first: EvaluationResult, asked: Asked, ids: Iterable[str], kind: AnswerKind, depth: int) -> None:
+    """Whether a run of these questions can be compared with an earlier one.
 
     Raises:
-        EvaluationError: they did not ask the same questions, to the same depth, and judge them in the same way.
+        EvaluationError: it does not ask the same questions, to the same depth, and judge them in the same way.
     """
-    if (first.depth, first.answer_kind) != (second.depth, second.answer_kind):
+    if (first.depth, first.answer_kind) != (depth, kind):
         raise EvaluationError(
-            f"the results cannot be compared: depth {first.depth} and {second.depth}, "
-            f"answers as {first.answer_kind} and {second.answer_kind}"
+            f"the results cannot be compared: depth {first.depth} and {depth}, "
+            f"answers as {first.answer_kind} and {kind}"
         )
-    ours = {item.id: item for item in second.judged}
+    if first.asked.sha256 != asked.sha256:  # ids may be mere numbers
+        raise EvaluationError(
+            f"the results cannot be compared: the question files {first.asked.file} and {asked.file} differ in content"
+        )
+    ours = set(ids)
     missing = sum(item.id not in ours for item in first.judged)
     if missing or len(ours) != len(first.judged):
         raise EvaluationError(
             f"the results cannot be compared: they share {len(first.judged) - missing} of {len(first.judged)} and "
             f"{len(ours)} questions; ask both the same (--questions, --where, --limit, --seed)"
         )
+
+
+def compare(first: EvaluationResult, second: EvaluationResult) -> list[Compared]:
+    """Every metric that both runs have: second minus first, paired by question.
+
+    Raises:
+        EvaluationError: as `check_comparable`.
+    """
+    ours = {item.id: item for item in second.judged}
+    check_comparable(first, second.asked, ours, second.answer_kind, second.depth)
     return compare_judged(first.judged, [ours[item.id] for item in first.judged], first.depth)
 
 

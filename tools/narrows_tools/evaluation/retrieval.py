@@ -32,8 +32,9 @@ def evaluate(
     `corpus` is all passages, for the rows of chance and of the possible; without it, or if it is too large to count,
     they are left out and a note says so.
     """
-    judged, matcher = rank_and_judge(searcher, questions, depth, run_files, start)
+    # First, so that a bad passage file costs no answers.
     counts, notes = _count(questions, corpus, searcher.searched.passage_count, start)
+    judged, matcher = rank_and_judge(searcher, questions, depth, run_files, start)
     if counts and counts.passage_count != searcher.searched.passage_count:
         notes.append(
             f"the passages counted for chance and ceiling are {counts.passage_count}, those searched "
