@@ -171,6 +171,9 @@ def test_a_damaged_gzip_file_and_other_names_are_refused(tmp_path: Path) -> None
     (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b'{"id": "a", "text": "x"}\n')[:-3])
     with pytest.raises(PassageFileError, match="damaged or cut off"):
         split(tmp_path / "d.jsonl.gz")
+    with pytest.raises(PassageFileError, match=r"d\.csv: there is no such file or directory"):
+        split(tmp_path / "d.csv")
+    (tmp_path / "d.csv").write_text("x")
     with pytest.raises(PassageFileError, match="expected a directory, or a name ending in"):
         split(tmp_path / "d.csv")
     with pytest.raises(PassageFileError, match=r"no \.md or \.txt file in it"):

@@ -70,6 +70,8 @@ def read(source: Path) -> Iterator[Document]:
         yield from _read_directory(source)
     elif kind(source) == ".jsonl":
         yield from _read_jsonl(source)
+    elif not source.exists():
+        raise PassageFileError(f"{source}: there is no such file or directory")
     else:
         raise PassageFileError(f"{source}: expected a directory, or a name ending in .jsonl or .jsonl.gz")
 

@@ -99,6 +99,11 @@ def test_artifacts_open_as_a_server_opens_them(
     assert "does not match the manifest's hash" in damaged.error
     assert "is not an index" in no_index.error
 
+    shutil.copytree(small_index, tmp_path / "damaged.index")
+    (tmp_path / "damaged.index" / "g000001" / "passages.blob").write_bytes(b"x")
+    for path in (None, small_bundle.path):
+        assert "passages.blob does not match the manifest" in open_artifacts(path, tmp_path / "damaged.index")[-1].error
+
 
 def test_command(small_bundle: Bundle, small_index: Path, tmp_path: Path) -> None:
     done = run_narrows("doctor", "--json", "--bundle", str(small_bundle.path), "--index", str(small_index))
@@ -111,7 +116,8 @@ def test_command(small_bundle: Bundle, small_index: Path, tmp_path: Path) -> Non
 
     done = run_narrows("doctor", "--bundle", str(tmp_path / "none"))
     assert done.returncode == 1
-    assert f"PROBLEM         bundle {tmp_path / 'none'}: {tmp_path / 'none'} is not a bundle" in done.stdout
+    assert all(f"\nnarrows[{extra}]" in done.stdout for extra in ("cpu", "eval", "export", "demo"))
+    assert f"PROBLEM         {tmp_path / 'none'} is not a bundle" in done.stdout
     assert done.stdout.endswith("A server cannot run here; the problems say why.\n")
     for extra in ("cpu", "eval", "export", "demo"):
         assert f"\nnarrows[{extra}]" in done.stdout

@@ -5,8 +5,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from narrows.errors import SettingsError
+
 if TYPE_CHECKING:
     from narrows_export.gate_data import GateRequest
+
+
+TEXT_PRESETS = ("hf", "dpr-2020", "dpr-head", "haystack")  # narrows.text_presets says what they are
 
 
 def threads(text: str) -> int:
@@ -31,6 +36,18 @@ def seed(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError("must be at least 0")
     return number
+
+
+def check_output(file: Path) -> None:
+    """Refuses a file that cannot be written: better now than when all is done.
+
+    Raises:
+        SettingsError: its directory is missing, or it is a directory itself.
+    """
+    if not file.parent.is_dir():
+        raise SettingsError(f"{file} cannot be written: {file.parent} is no directory; make it first")
+    if file.is_dir():
+        raise SettingsError(f"{file} cannot be written: it is a directory")
 
 
 def condition(text: str) -> tuple[str, object]:

@@ -34,7 +34,6 @@ def add(commands: "Commands") -> None:
         description="Makes further variants of a bundle's towers from their fp32 graphs; the checkpoints are not "
         "needed again. Needs narrows[export].",
         epilog="example:\n  narrows bundle add-variants nq.bundle --variants fp16,int8",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     extend.add_argument("bundle", type=Path, metavar="BUNDLE")
     extend.add_argument("--variants", required=True, metavar="LIST", help="what to make, such as fp16,int8")
@@ -53,7 +52,6 @@ def add(commands: "Commands") -> None:
 
 A pair passes if, over all passages, the lower end of the 95 % interval of its top-10 overlap with fp32 is at least
 0.93, and its top-1 and top-20 accuracies are at most 1.0 and 0.5 point below fp32's, by answers and by positives.""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     gate.add_argument("bundle", type=Path, metavar="BUNDLE")
     add_gate_arguments(gate, required=True)

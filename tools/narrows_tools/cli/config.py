@@ -29,7 +29,6 @@ def add(commands: "Commands") -> None:
         epilog="""examples:
   narrows config show --config narrows.toml
   NARROWS_MAX_K=100 narrows config show --toml > narrows.toml""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     serve.add_flags(show)
     form = show.add_mutually_exclusive_group()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.errors import SettingsError
-from narrows_tools.cli.arguments import condition, positive, seed
+from narrows_tools.cli.arguments import check_output, condition, positive, seed
 from narrows_tools.cli.bars import bars
 
 if TYPE_CHECKING:
@@ -45,10 +45,9 @@ def _add_retrieval(actions: "Commands") -> None:
     command = actions.add_parser(
         "retrieval",
         help="top-k accuracy, MRR and nDCG on a file of questions",
-        description="Asks every question and judges the passages found: by whether their text holds an answer, as\n"
+        description="Asks every question and judges the passages found: by whether their text holds an answer, as "
         "DPR's published accuracies do, and by the ids of positive passages where the file gives them.",
         epilog=f"{RETRIEVAL_EXAMPLES}\n\n{FORMATS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_questions(command)
     system = command.add_argument_group("what to judge", "a running server, or a bundle and an index opened here")
@@ -87,7 +86,7 @@ def _add_compare(actions: "Commands") -> None:
     command = actions.add_parser(
         "compare",
         help="compare two saved results, question by question",
-        description="Second minus first, for every metric, with a 95 %% interval that pairs the questions.",
+        description="Second minus first, for every metric, with a 95 % interval that pairs the questions.",
         epilog="example: narrows eval compare fp32.json int8.json",
     )
     command.add_argument("first", type=Path, metavar="A.json")
@@ -102,7 +101,7 @@ def _add_presets(actions: "Commands") -> None:
         help="what each text preset costs with a bundle",
         description="Judges every text preset with the same towers. The bundle's own comes first; the others are "
         "compared with it, and encode only the passages that they read differently.",
-        epilog="example: narrows eval presets --bundle nq.bundle --index wiki.index --questions nq-dev.qa.csv",
+        epilog="example:\n  narrows eval presets --bundle nq.bundle --index wiki.index --questions nq-dev.qa.csv",
     )
     _add_questions(command)
     command.add_argument("--bundle", required=True, type=Path)
@@ -245,10 +244,7 @@ def _check(options: argparse.Namespace) -> None:
     if bool(options.server) == local or (local and not (options.bundle and options.index)):
         raise SettingsError("give either --server, or --bundle and --index together")
     for file in filter(None, (options.save, options.out_dpr, options.out_trec, options.out_pyserini)):
-        if not file.parent.is_dir():  # rather than when all is done
-            raise SettingsError(f"{file} cannot be written: {file.parent} is no directory; make it first")
-        if file.is_dir():
-            raise SettingsError(f"{file} cannot be written: it is a directory")
+        check_output(file)
     if options.passages and not options.server:
         raise SettingsError("--passages goes with --server only: an --index has its own")
     if options.variant and options.server:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.errors import ExportError
-from narrows_tools.cli.arguments import add_gate_arguments, gate_request
+from narrows_tools.cli.arguments import TEXT_PRESETS, add_gate_arguments, gate_request
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -22,13 +22,12 @@ def add(commands: "Commands") -> None:
   narrows export --question-encoder facebook/dpr-question_encoder-single-nq-base \\
                  --context-encoder facebook/dpr-ctx_encoder-single-nq-base --out nq.bundle
   narrows export --question-encoder ./my-question-tower --context-encoder ./my-context-tower --out my.bundle
-  narrows export --question-encoder ./all-MiniLM-L6-v2 --context-encoder ./all-MiniLM-L6-v2 --out minilm.bundle \
+  narrows export --question-encoder ./all-MiniLM-L6-v2 --context-encoder ./all-MiniLM-L6-v2 --out minilm.bundle \\
                  --variants fp32,int8 --gate-questions questions.jsonl --gate-passages passages.tsv
 
 The gate judges every pair of variants by what it finds (see narrows bundle gate --help), and may also run later.
 
 DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
         "--question-encoder", required=True, metavar="SRC", help="directory or hub id of the question encoder"
@@ -49,7 +48,7 @@ DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
     )
     command.add_argument(
         "--text-preset",
-        choices=("hf", "dpr-2020", "dpr-head", "haystack"),
+        choices=TEXT_PRESETS,
         default="hf",
         help="what happens to texts before they are tokenized; it should be what the towers were trained with "
         "(default: hf, texts as they are; docs/user.md describes each)",

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrows_tools.cli.arguments import threads
+from narrows_tools.cli.arguments import check_output, threads
 
 if TYPE_CHECKING:
     from narrows.index.store import SkippedRows
@@ -29,7 +29,7 @@ on its line, stay errors"""
 
 def add(commands: "Commands") -> None:
     """Adds the commands and their arguments."""
-    group = commands.add_parser("index", help="build an index of passages, or describe one")
+    group = commands.add_parser("index", help="build an index of passages, check it, or describe it")
     actions = group.add_subparsers(title="actions", required=True, metavar="ACTION")
 
     build = actions.add_parser(
@@ -39,7 +39,6 @@ def add(commands: "Commands") -> None:
         "checked whole before encoding begins. A build that was stopped, in whatever way, goes on where it was when "
         "the same command is started again, to the same result.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     build.add_argument("--bundle", required=True, type=Path, help="bundle whose context encoder to use")
     build.add_argument(
@@ -88,7 +87,11 @@ def add(commands: "Commands") -> None:
     verify.add_argument("--json", action="store_true", help="print the report as JSON")
     verify.set_defaults(run=run_verify)
 
-    info = actions.add_parser("info", help="describe an index")
+    info = actions.add_parser(
+        "info",
+        help="describe an index",
+        description="Shows what an index holds, which tower filled it, and which rows were cut or skipped.",
+    )
     info.add_argument("index", type=Path, metavar="INDEX")
     info.add_argument("--json", action="store_true", help="print the manifest as JSON")
     info.set_defaults(run=run_info)
@@ -107,7 +110,7 @@ def run_build(options: argparse.Namespace) -> int:
 
     from narrows import variants
     from narrows.bundle import open_bundle
-    from narrows.durable import make_directory, write_file
+    from narrows.durable import write_file
     from narrows.index.build import BuildRequest, Progress, build_index
     from narrows.index.store import TRUNCATED
     from narrows.index.unfinished import BUILD, read_journal
@@ -140,6 +143,8 @@ def run_build(options: argparse.Namespace) -> int:
         def encoded(self, passages: int) -> None:
             self.bar.update(passages)
 
+    if options.truncated_report:
+        check_output(options.truncated_report)
     request = BuildRequest(
         passages=options.passages,
         out=options.out,
@@ -151,8 +156,6 @@ def run_build(options: argparse.Namespace) -> int:
         skip_bad=options.skip_bad,
     )
     bundle = open_bundle(options.bundle)
-    if options.truncated_report:
-        make_directory(options.truncated_report.parent)  # rather than fail after hours
     warning = variants.choose(bundle.manifest, options.variant, "").warning
     bars = Bars()
     try:

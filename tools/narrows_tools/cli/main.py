@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import narrows
 from narrows.errors import MissingExtraError, NarrowsError
@@ -10,9 +11,23 @@ from narrows_tools.cli import bundle, config, doctor, evaluate, export, index, p
 from narrows_tools.packages import extra_of
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps a text of one line to the terminal, and leaves one of several lines as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser, and so those of its commands, with HelpFormatter."""
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  (ArgumentParser's own)
+        super().__init__(**settings, formatter_class=HelpFormatter)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    root = argparse.ArgumentParser(
+    root: argparse.ArgumentParser = Parser(
         prog="narrows",
         description="Dense passage retrieval, served: checkpoint -> bundle -> index -> answers over gRPC.",
         epilog="Begin with: narrows quickstart --pair minilm. The usual way: narrows export, narrows passages split, "

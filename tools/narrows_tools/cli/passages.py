@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from narrows_tools.cli.arguments import check_output
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -28,7 +30,6 @@ examples:
   narrows passages split --documents ./handbook --out handbook.tsv
   narrows passages split --documents articles.jsonl.gz --out articles.tsv.gz --ids running
   narrows index build --bundle my.bundle --passages handbook.tsv --out handbook.index""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     split.add_argument("--documents", required=True, type=Path, metavar="FILE|DIR", help="what to cut")
     split.add_argument(
@@ -68,6 +69,7 @@ def run_split(options: argparse.Namespace) -> int:
     from narrows.errors import PassageFileError
     from narrows_tools import documents
 
+    check_output(options.out)
     if options.out.exists() and not options.replace:
         raise PassageFileError(f"{options.out} exists already: --replace writes over it, or choose another --out")
     counts = documents.Counts()

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from narrows_tools.cli.arguments import TEXT_PRESETS
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -27,7 +29,6 @@ def add(commands: "Commands") -> None:
 examples:
   narrows quickstart --pair minilm
   narrows quickstart --pair single-nq --work nq --yes --no-serve""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--pair", required=True, choices=PAIRS, help="which towers")
     command.add_argument(
@@ -42,7 +43,7 @@ examples:
     )
     command.add_argument(
         "--text-preset",
-        choices=("hf", "dpr-2020", "dpr-head", "haystack"),
+        choices=TEXT_PRESETS,
         default="hf",
         help="what happens to texts before they are tokenized (default: hf, texts as they are)",
     )

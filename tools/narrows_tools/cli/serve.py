@@ -21,7 +21,6 @@ def add(commands: "Commands") -> None:
         "reflection until SIGTERM; then it finishes what is queued and exits 0. It prints `narrows: serving on "
         "HOST:PORT` on stdout once it is ready.",
         epilog=_epilog(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_flags(command)
     command.set_defaults(run=run)
@@ -32,8 +31,9 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     for name, about in settings.ABOUT.items():
         if about.flag:
             default = settings.DEFAULTS.get(name)
-            text = about.meaning if default is None else f"{about.meaning} (default: {default})"
-            command.add_argument(settings.flag(name), help=text, metavar="|".join(about.choices) or None)
+            text = about.meaning if default in (None, "") else f"{about.meaning} (default: {default})"
+            metavar = "|".join(about.choices) or ("N" if about.bounds else name.upper())
+            command.add_argument(settings.flag(name), help=text, metavar=metavar)
     command.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings, such as narrows.toml")
 
 

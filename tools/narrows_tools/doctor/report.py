@@ -1,12 +1,13 @@
 """All that the doctor looks at, and what speaks against running a server here."""
 
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import narrows
-from narrows.errors import NarrowsError
+from narrows.errors import IndexFileError, NarrowsError
 from narrows_tools.doctor import libraries, machine
 from narrows_tools.doctor.libraries import Faiss, Installed, OnnxRuntime
 from narrows_tools.doctor.machine import Machine
@@ -99,7 +100,7 @@ def judge(
             f"control groups allow {here.limits.cores:g} of {here.cores} cores at once, and a server takes a thread "
             "for each core: set encode_threads and search_threads"
         )
-    problems += [f"{artifact.kind} {artifact.path}: {artifact.error}" for artifact in artifacts if artifact.error]
+    problems += [artifact.error for artifact in artifacts if artifact.error]
     fits, doubts = _judge_memory(here, artifacts)
     return [Finding("problem", text) for text in problems + fits] + [
         Finding("warning", text) for text in warnings + doubts
@@ -123,43 +124,44 @@ def _judge_memory(here: Machine, artifacts: tuple[Artifact, ...]) -> tuple[list[
 
 
 def open_artifacts(bundle_path: Path | None, index_path: Path | None) -> list[Artifact]:
-    """Opens a bundle and an index as a server would, and keeps what stops it. Every hash is checked."""
-    artifacts = []
-    bundle = None
+    """Opens a bundle and an index, together as a server would, and keeps what stops it. Every hash is checked."""
     try:
         from narrows.bundle import REFERENCE_VARIANT, open_bundle
-        from narrows.index.store import open_index, read_manifest
+        from narrows.index.store import damages, open_index, read_manifest, read_sealed_manifest
     except ModuleNotFoundError as error:
         kinds: dict[Literal["bundle", "index"], Path | None] = {"bundle": bundle_path, "index": index_path}
         return [
-            Artifact(kind, str(path), error=f"cannot be opened without {error.name}: pip install 'narrows[cpu]'")
+            Artifact(kind, str(path), error=f"{path} cannot be opened without {error.name}: pip install 'narrows[cpu]'")
             for kind, path in kinds.items()
             if path
         ]
+    artifacts = []
+    bundle = None
     variant = REFERENCE_VARIANT
     if index_path:
-        try:
-            generation, manifest = read_manifest(index_path)
-            variant = manifest.variant
-            size_bytes = sum(file.size_bytes for file in manifest.files.values())
-            holds = f"{manifest.count} passages, {manifest.factory}, {manifest.dim} dimensions, {generation}"
-            artifacts.append(Artifact("index", str(index_path), size_bytes, holds))
-        except NarrowsError as error:
-            artifacts.append(Artifact("index", str(index_path), error=str(error)))
+        with suppress(NarrowsError):
+            variant = read_manifest(index_path)[1].variant
     if bundle_path:
         try:
             bundle = open_bundle(bundle_path)
             towers = {tower.directory: tower for tower in bundle.manifest.towers.values()}
             sizes = [tower.variants[variant].size_bytes for tower in towers.values() if variant in tower.variants]
             holds = f"{bundle.manifest.name}, {bundle.manifest.dim} dimensions, variant {variant}"
-            artifacts.insert(0, Artifact("bundle", str(bundle_path), sum(sizes), holds))
+            artifacts.append(Artifact("bundle", str(bundle_path), sum(sizes), holds))
         except NarrowsError as error:
-            artifacts.insert(0, Artifact("bundle", str(bundle_path), error=str(error)))
-    if bundle and index_path and not artifacts[-1].error:
+            artifacts.append(Artifact("bundle", str(bundle_path), error=str(error)))
+    if index_path:
         try:
-            open_index(index_path, bundle, threads=1)
+            generation, manifest, manifest_sha256 = read_sealed_manifest(index_path)
+            if bundle:
+                open_index(index_path, bundle, threads=1)
+            elif damaged := damages(index_path, generation, manifest, manifest_sha256, "full"):
+                raise IndexFileError(f"{damaged[0]}; build the index again")
+            size_bytes = sum(file.size_bytes for file in manifest.files.values())
+            holds = f"{manifest.count} passages, {manifest.factory}, {manifest.dim} dimensions, {generation}"
+            artifacts.append(Artifact("index", str(index_path), size_bytes, holds))
         except NarrowsError as error:
-            artifacts[-1] = Artifact("index", str(index_path), error=str(error))
+            artifacts.append(Artifact("index", str(index_path), error=str(error)))
     return artifacts
 
 
