@@ -39,7 +39,7 @@ def add(commands: "Commands") -> None:
     extend.add_argument("--variants", required=True, metavar="LIST", help="what to make, such as fp16,int8")
     extend.add_argument("--threads", type=threads, default=0, metavar="N", help="threads (default: all cores)")
     extend.add_argument("--json", action="store_true", help="print the variants as JSON instead of a table")
-    extend.set_defaults(run=run_add_variants)
+    extend.set_defaults(run=run_add_variants, extra="export")
 
     gate = actions.add_parser(
         "gate",
@@ -57,7 +57,7 @@ A pair passes if, over all passages, the lower end of the 95 % interval of its t
     add_gate_arguments(gate, required=True)
     gate.add_argument("--threads", type=threads, default=0, metavar="N", help="threads (default: all cores)")
     gate.add_argument("--json", action="store_true", help="print the reports as JSON instead of tables")
-    gate.set_defaults(run=run_judge)
+    gate.set_defaults(run=run_judge, extra="export")
 
 
 def run_info(options: argparse.Namespace) -> int:

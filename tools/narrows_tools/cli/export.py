@@ -64,7 +64,7 @@ DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
     )
     add_gate_arguments(command, required=False)
     command.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, extra="export")
 
 
 def other_variants(names: str) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = extra_of(error.name or "")
         if extra is None:
             raise
+        extra = getattr(options, "extra", extra)  # the command's own, where it needs more than what is missing first
         missing = MissingExtraError(f"this command needs {error.name}: pip install 'narrows[{extra}]'")
         print(f"narrows: {missing}", file=sys.stderr)
         return 1

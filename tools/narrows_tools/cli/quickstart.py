@@ -52,7 +52,7 @@ examples:
     command.add_argument(
         "--json", action="store_true", help="print what was made as one JSON object; all else goes to stderr"
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, extra="demo")
 
 
 def run(options: argparse.Namespace) -> int:
