@@ -4,8 +4,7 @@ Each variant embeds each text once. Smaller scales are the first passages of one
 next. The search is exact, in float32; ties fall as they may, and the overlap does not depend on how.
 """
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,18 +15,17 @@ import narrows
 from narrows.bundle import REFERENCE_VARIANT, Bundle, BundleManifest, Role, open_bundle, update_manifest
 from narrows.encoder import Embeddings
 from narrows.quality import QualityReport
-from narrows.tokenizer import TokenIds
-from narrows.towers import Tower, load_towers
+from narrows.towers import load_towers
 from narrows_export import scoring
 from narrows_export.gate_data import GateData
 from narrows_export.scoring import NOT_COUNTED, Found
 from narrows_tools.evaluation.answers import AnswerMatcher
+from narrows_tools.evaluation.search import embed
 from narrows_tools.evaluation.steps import Start
 
 SCALES = (1000, 4000)  # passages, where there are more; then all
 TOP = max(scoring.ACCURACY_AT)
 OVERLAP_TOP = 10
-BATCH = 32  # texts of like length embedded together
 BLOCK = 256  # questions searched together: bounds the memory of the scores
 # Of |q| |p|: two float32 inner products of the same vectors, summed in different orders, differ by less.
 TIE_TOLERANCE = 2e-6
@@ -182,21 +180,8 @@ def _embed_variants(bundle: Bundle, role: Role, data: GateData, threads: int, st
         else:
             texts = tower.tokenizer.passages([(passage.title, passage.text) for passage in data.passages])
         what = "questions" if role == "question_encoder" else "passages"
-        advance = start(f"{what} by {variant}", len(texts))
-        embedded[variant] = np.empty((len(texts), tower.manifest.dim), dtype=np.float32)
-        for rows, embeddings in _embed(tower, [text.ids for text in texts]):
-            embedded[variant][rows] = embeddings
-            advance(len(rows))
+        embedded[variant] = embed(tower, texts, start(f"{what} by {variant}", len(texts)))
     return embedded
-
-
-def _embed(tower: Tower, token_ids: Sequence[TokenIds]) -> Iterator[tuple[list[int], Embeddings]]:
-    """Yields positions and their embeddings, in batches of like length; long and short mixed, for an even progress."""
-    order = sorted(range(len(token_ids)), key=lambda number: len(token_ids[number]))
-    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-    random.Random(0).shuffle(batches)  # noqa: S311  (no secret)
-    for rows in batches:
-        yield rows, tower.encoder.encode([token_ids[row] for row in rows])
 
 
 def _report(bundle: Bundle, pair: Pair, data: GateData, found: Mapping[Pair, Sequence[Found]]) -> QualityReport:

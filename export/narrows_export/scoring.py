@@ -6,11 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from narrows.quality import Accuracy, Estimate, Scale
-from narrows_tools.evaluation.paired import paired_shares
+from narrows_tools.evaluation.paired import bootstrap_mean, paired_shares
 
 ACCURACY_AT = (1, 5, 20, 100)
 RESAMPLES = 1000
-INTERVAL_PERCENT = (2.5, 97.5)
 DIGITS = 6  # kept in the manifest
 NOT_COUNTED = -1
 
@@ -47,14 +46,8 @@ def scale(found: Found, reference: Found, seed: int) -> Scale:
 
 
 def estimate(values: Values, seed: int) -> Estimate:
-    """Mean and 95 % interval of `values`, float64 (questions,).
-
-    Percentile bootstrap over questions (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13).
-    """
-    random = np.random.default_rng(seed)
-    means = [values[random.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, INTERVAL_PERCENT)
-    return _rounded(float(values.mean()), float(low), float(high))
+    """Mean and 95 % bootstrap interval of `values`, float64 (questions,)."""
+    return _rounded(float(values.mean()), *bootstrap_mean(values, seed, RESAMPLES))
 
 
 def _accuracies(ranks: Ranks, reference: Ranks) -> tuple[tuple[Accuracy, ...], int]:

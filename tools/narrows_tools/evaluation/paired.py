@@ -76,18 +76,27 @@ def _correlation(both: int, only_one: int, only_two: int, neither: int) -> float
 def paired_means(first: npt.ArrayLike, second: npt.ArrayLike) -> Difference:
     """Difference of two means over the same questions; both arrays are float (questions,), in the same order.
 
-    Percentile bootstrap over questions (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13),
-    10,000 resamples with a fixed seed, so that the same results give the same interval.
+    A bootstrap with a fixed seed, so that the same results give the same interval.
     """
     one, two = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     differences = two - one
-    random = np.random.default_rng(SEED)
-    n = len(differences)
+    low, high = bootstrap_mean(differences, SEED, RESAMPLES)
+    return Difference(float(one.mean()), float(two.mean()), float(differences.mean()), low, high)
+
+
+def bootstrap_mean(values: npt.NDArray[np.float64], seed: int, resamples: int) -> tuple[float, float]:
+    """95 % interval of the mean of `values`, float64 (questions,).
+
+    Percentile bootstrap over questions (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13).
+    `resamples` is a multiple of RESAMPLES_AT_ONCE.
+    """
+    random = np.random.default_rng(seed)
+    n = len(values)
     means = np.concatenate(
         [
-            differences[random.integers(0, n, size=(RESAMPLES_AT_ONCE, n))].mean(axis=1)
-            for _ in range(RESAMPLES // RESAMPLES_AT_ONCE)
+            values[random.integers(n, size=(RESAMPLES_AT_ONCE, n))].mean(axis=1)
+            for _ in range(resamples // RESAMPLES_AT_ONCE)
         ]
     )
     low, high = np.quantile(means, (0.025, 0.975))
-    return Difference(float(one.mean()), float(two.mean()), float(differences.mean()), float(low), float(high))
+    return float(low), float(high)
