@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from narrows.errors import SettingsError
 from narrows_tools.cli import tables
 from narrows_tools.cli.arguments import add_gate_arguments, gate_request, threads
 
@@ -100,6 +101,8 @@ def run_add_variants(options: argparse.Namespace) -> int:
     from narrows_tools.cli.export import other_variants
 
     names = other_variants(options.variants)
+    if not names:
+        raise SettingsError(f"--variants {options.variants} names nothing to make: every bundle has fp32")
     with tqdm(unit="step", file=sys.stderr, bar_format="{n_fmt} {elapsed} {desc}") as bar:
 
         def step(what: str) -> None:

@@ -18,7 +18,7 @@ import narrows
 from narrows import passage_files
 from narrows.bundle import Bundle, Role, TextPreset
 from narrows.encoder import Embeddings
-from narrows.errors import EvaluationError
+from narrows.errors import EvaluationError, PassageFileError
 from narrows.index import flat
 from narrows.index.store import VECTORS, open_index
 from narrows.passages import Passages, PassageWriter
@@ -124,9 +124,12 @@ def _indexed(bundle: Bundle, path: Path, threads: int) -> tuple[Passages, Embedd
 
 
 def _stored(file: Path, directory: Path) -> Passages:
+    count = 0
     with PassageWriter(directory) as writer:
-        for row in passage_files.read(file):
+        for count, row in enumerate(passage_files.read(file), start=1):  # noqa: B007  (used after the loop)
             writer.append(row.passage)
+    if not count:
+        raise PassageFileError(f"{file}: it holds no passages")
     return Passages(directory)
 
 
