@@ -213,6 +213,13 @@ def test_presets_cost_what_a_bundle_with_another_preset_shows(
             "absent is no directory",
         ),
         (["retrieval", "--questions", "q.csv", "--server", "x:1", "--variant", "int8"], 1, "a --server has its own"),
+        (
+            ["retrieval", "--questions", "q.csv", "--server", "x:1", "--save", "a.json", "--out-trec", "./a.json"],
+            1,
+            "need a file each",
+        ),
+        (["retrieval", "--questions", "q.csv", "--server", "x:1", "--save", "/"], 1, "/ cannot be written: it is a"),
+        (["retrieval", "--questions", "q.csv", "--server", "x:1", "--seed", "-1"], 2, "must be at least 0"),
         (["compare", "absent.json", "absent.json"], 1, "absent.json cannot be read: No such file"),
         (["presets", "--questions", "q.csv", "--bundle", "b"], 2, "--index --passages is required"),
     ],

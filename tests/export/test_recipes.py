@@ -178,6 +178,8 @@ def test_add_variants_and_info(small_bundle: Bundle, tmp_path: Path, capsys: pyt
     described = json.loads(capsys.readouterr().out)
     assert described["towers"]["question_encoder"]["variants"]["fp16"]["recipe"] == "fused-fp16"
     assert {"question_variant": "fp32", "passage_variant": "fp16", "status": "unverified"} in described["pairs"]
+    assert main(["bundle", "add-variants", out, "--variants", "fp32"]) == 1
+    assert "--variants fp32 names nothing to make" in capsys.readouterr().err
     assert main(["bundle", "add-variants", out, "--variants", "fp16"]) == 1
     assert (
         capsys.readouterr()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.errors import SettingsError
-from narrows_tools.cli.arguments import check_output, condition, positive, seed
+from narrows_tools.cli.arguments import check_output, condition, positive, seed, threads
 from narrows_tools.cli.bars import bars
 
 if TYPE_CHECKING:
@@ -140,7 +140,9 @@ def _add_local(command: "argparse._ActionsContainer") -> None:
         metavar="V",
         help="the question encoder's variant (default: the best that passed with the index's own, or fp32)",
     )
-    command.add_argument("--threads", type=positive, metavar="N", help="threads, without a server (default: all cores)")
+    command.add_argument(
+        "--threads", type=threads, default=0, metavar="N", help="threads, without a server (default: all cores)"
+    )
 
 
 def run_retrieval(options: argparse.Namespace) -> int:
@@ -243,7 +245,10 @@ def _check(options: argparse.Namespace) -> None:
     local = bool(options.bundle or options.index)
     if bool(options.server) == local or (local and not (options.bundle and options.index)):
         raise SettingsError("give either --server, or --bundle and --index together")
-    for file in filter(None, (options.save, options.out_dpr, options.out_trec, options.out_pyserini)):
+    files = [file for file in (options.save, options.out_dpr, options.out_trec, options.out_pyserini) if file]
+    if len({file.resolve() for file in files}) < len(files):
+        raise SettingsError("--save, --out-dpr, --out-trec and --out-pyserini need a file each")
+    for file in files:
         check_output(file)
     if options.passages and not options.server:
         raise SettingsError("--passages goes with --server only: an --index has its own")

@@ -89,7 +89,8 @@ def run(options: argparse.Namespace) -> int:
         allow_unpaired=options.allow_unpaired,
         variants=other_variants(options.variants),
     )
-    if not (options.gate_questions or options.gate_passages or options.calibration):
+    narrowed = options.calibration or options.gate_where or options.gate_limit or options.gate_language
+    if not (options.gate_questions or options.gate_passages or narrowed):
         return report.run(request, None, options.json)
     if not (options.gate_questions and options.gate_passages):
         raise ExportError("a gate needs both --gate-questions and --gate-passages")
