@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from narrows import Client, durable
-from narrows.errors import StepError
+from narrows.errors import NarrowsError
 from narrows_export import corpus
 from narrows_export.pairs import MINILM_PACKAGE
 from narrows_export.steps import NARROWS, BundleStep, Teller, have_index, running_server, serve_arguments
@@ -32,9 +32,12 @@ def main() -> int:
     options = parser.parse_args()
     try:
         return run(options.work, options.listen if options.serve else None)
-    except StepError as error:
+    except (NarrowsError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+        return 130
 
 
 def run(work: Path, listen: str | None) -> int:

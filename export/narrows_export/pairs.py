@@ -1,7 +1,6 @@
 """The pairs that `narrows quickstart` knows: where they are, under which terms, and what is known of them.
 
-Each statement names where it was read; docs/models.md says the same at length. What no stored copy of a model card
-confirmed is marked there.
+docs/models.md says the same at length, where each statement was read, and what no stored copy of a card confirmed.
 """
 
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ from narrows import Client
 from narrows.bundle import Bundle, TextPreset, open_bundle
 from narrows.errors import StepError
 from narrows.index.store import read_manifest
-from narrows_export import corpus
+from narrows_export import corpus, demo
 from narrows_export.pairs import PAIRS
 from narrows_export.steps import BundleStep, Teller, have_index
 from narrows_tools.cli import quickstart as command
@@ -243,6 +243,26 @@ def test_an_index_that_is_not_whole_is_built_again(tmp_path: Path, small_bundle:
         assert (tmp_path / "mine" / "precious.txt").read_text() == "mine"
         told.seek(0)
         assert "index.faiss does not match the manifest" in told.read()
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "status", "said"),
+    [(StepError("no"), 1, "no"), (OSError(28, "disk full", "x"), 1, "x"), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_the_demo_says_why_it_stopped(
+    stopped_by: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(work: Path, listen: str | None) -> int:
+        raise stopped_by
+
+    monkeypatch.setattr(demo, "run", stop)
+    monkeypatch.setattr("sys.argv", ["demo"])
+    assert demo.main() == status
+    assert said in capsys.readouterr().err
 
 
 def test_command_line_and_document_know_the_same_pairs() -> None:
