@@ -2,13 +2,15 @@
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
-from server_process import ServerProcess
+from server_process import ServerProcess, server
 
 from narrows import Client
+from narrows.bundle import Bundle
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
 
@@ -100,6 +102,30 @@ def test_a_huge_name_is_not_echoed_whole(stub: retrieval_pb2_grpc.RetrievalServi
         stub.Search(search(questions=["rivers"], corpus="x" * 100_000), timeout=30)
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_a_name_of_many_bytes_is_cut_so_that_the_error_gets_through(
+    stub: retrieval_pb2_grpc.RetrievalServiceStub,
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.GetPassages(pb.GetPassagesRequest(ids=["x"], corpus="\U0001f600" * 1000), timeout=30)
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND, caught.value.details()
+    assert (caught.value.details() or "").startswith("corpus '\U0001f600")
+
+
+def test_ids_that_are_not_found_count_towards_the_size_of_a_reply(small_bundle: Bundle, small_index: Path) -> None:
+    with (
+        server(small_bundle.path, small_index, max_reply_bytes="20000") as small,
+        grpc.insecure_channel(small.address) as channel,
+    ):
+        stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
+        fits = stub.GetPassages(pb.GetPassagesRequest(ids=[f"{number:500}" for number in range(30)]), timeout=30)
+        assert len(fits.missing_ids) == 30
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.GetPassages(pb.GetPassagesRequest(ids=[f"{number:500}" for number in range(300)]), timeout=30)
+        assert isinstance(caught.value, grpc.Call)
+        assert dict(caught.value.trailing_metadata() or ())["narrows-reason"] == "REPLY_TOO_LARGE"
 
 
 def test_two_long_parts_of_a_passage_are_tokenized_in_memory_and_time(

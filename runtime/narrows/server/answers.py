@@ -101,13 +101,14 @@ class Answers:
         convert.check_count(len(request.ids), self._app.settings.max_ids, "ids", "ids")
         rows = await _off_loop(len(request.ids), lambda: [index.passages.find(wanted) for wanted in request.ids])
         found = np.array([row for row in rows if row is not None], dtype=np.int64)
-        size = convert.passages_bytes(index.passages, found, request.view)
+        missing = [wanted for wanted, row in zip(request.ids, rows, strict=True) if row is None]
+        size = convert.passages_bytes(index.passages, found, request.view) + convert.strings_bytes(missing)
         convert.check_reply_bytes(size, self._app.settings, "Ask for fewer ids in one call")
         messages = await _off_loop(len(found), convert.passage_messages, index.passages, found, request.view)
         front = StageMs(fetch_ms=(time.monotonic() - started_s) * 1e3)
         return pb.GetPassagesResponse(
             passages=messages,
-            missing_ids=[wanted for wanted, row in zip(request.ids, rows, strict=True) if row is None],
+            missing_ids=missing,
             served=self._served([], front, index),
         )
 

@@ -27,7 +27,7 @@ STRINGS: dict[int, int] = {
     pb.PASSAGE_VIEW_FULL: 3,
 }
 MAX_SCORE = 1e38  # inner products beyond it overflow float32
-MESSAGE_BYTES = 32  # tags and lengths around one hit
+MESSAGE_BYTES = 32  # tags and lengths around one hit or string
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,11 @@ def passage_messages(passages: Passages, rows: npt.NDArray[np.int64], view: int)
 def passages_bytes(passages: Passages, rows: npt.NDArray[np.int64], view: int) -> int:
     """Size of a reply with these rows, from the lengths of their strings; a little above the true one."""
     return passages.size_bytes(rows, STRINGS[view]) + len(rows) * MESSAGE_BYTES
+
+
+def strings_bytes(strings: Sequence[str]) -> int:
+    """Size of these strings in a reply; a little above the true one."""
+    return sum(len(string.encode()) + MESSAGE_BYTES for string in strings)
 
 
 def hit_lists(outcomes: Sequence[Outcome], passages: Passages, view: int) -> list[pb.HitList]:

@@ -20,7 +20,7 @@ from narrows.v1 import retrieval_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_CHARS = 1000  # gRPC refuses to send metadata over 8 KiB
+MAX_MESSAGE_BYTES = 2000  # clients refuse metadata over 8 KiB, and gRPC sends up to 3 bytes for one of these
 REASON, FIELD, PUSHBACK = "narrows-reason", "narrows-field", "grpc-retry-pushback-ms"
 
 CODES: dict[type[NarrowsError], tuple[grpc.StatusCode, str]] = {
@@ -74,7 +74,7 @@ def failure_of(error: Exception) -> Failure:
     return Failure(
         code,
         reason,
-        str(error)[:MAX_MESSAGE_CHARS],
+        str(error).encode(errors="replace")[:MAX_MESSAGE_BYTES].decode(errors="ignore"),
         error.field if isinstance(error, InvalidRequestError) else "",
         error.retry_after_ms if isinstance(error, OverloadedError) else None,
     )
