@@ -187,6 +187,9 @@ def test_a_directory_of_texts(tmp_path: Path) -> None:
     (tmp_path / "c.MD").write_text("Intro.\n```\n# code\n```\n## Later\nEnd.", "utf-8")
     (tmp_path / "d.md").write_text("#hashtag, no heading\n", "utf-8")
     (tmp_path / "skipped.pdf").write_bytes(b"\xff")
+    (tmp_path / ".venv" / "package").mkdir(parents=True)
+    for hidden in (".venv/package/licence.txt", ".hidden.md"):
+        (tmp_path / hidden).write_text("nobody's document")
     assert [(p.id, p.title, p.text) for p in split(tmp_path)] == [
         ("a.md-1", "The *title*", "Body one.\n\n## Next"),
         ("b/notes.txt-1", "notes", "plain # text"),

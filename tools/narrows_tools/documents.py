@@ -60,8 +60,9 @@ def read(source: Path) -> Iterator[Document]:
     """Yields the documents of a file of JSON lines, plain or gzipped, or of a directory of .txt and .md files.
 
     JSON lines: one object a line, with `text` and, if it has them, `id` (string or integer) and `title`; other keys
-    are left. A directory is read with its subdirectories, in the order of the paths; the id of a document is its path
-    in it, its title the first heading of a .md file, else the file's name without suffix.
+    are left. A directory is read with its subdirectories, hidden ones and hidden files left out, in the order of the
+    paths; the id of a document is its path in it, its title the first heading of a .md file, else the file's name
+    without suffix.
 
     Raises:
         PassageFileError: anything that breaks the format, with file and line; a directory without such files.
@@ -144,7 +145,13 @@ def _read_jsonl(file: Path) -> Iterator[Document]:
 
 def _read_directory(directory: Path) -> Iterator[Document]:
     found = (Path(where, name) for where, _, names in os.walk(directory, onerror=_unreadable) for name in names)
-    files = sorted(file for file in found if file.suffix.lower() in TEXT_SUFFIXES and file.is_file())
+    files = sorted(
+        file
+        for file in found
+        if file.suffix.lower() in TEXT_SUFFIXES
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(directory).parts)
+    )
     if not files:
         raise PassageFileError(f"{directory}: no {' or '.join(TEXT_SUFFIXES)} file in it")
     for file in files:

@@ -23,7 +23,8 @@ def add(commands: "Commands") -> None:
         description="Cuts documents into disjoint passages of 100 words, each with its document's title, as DPR's "
         "Wikipedia was cut. Words are what lies between white space; spacing and punctuation inside a passage stay.",
         epilog="""documents:
-  DIR       .txt and .md files, with subdirectories; the title is a .md file's first heading, else the file's name
+  DIR       .txt and .md files, with subdirectories but not hidden ones; the title is a .md file's first heading,
+            else the file's name
   *.jsonl   or .jsonl.gz: one object a line: {"id": "...", "title": "...", "text": "..."}
 
 examples:
