@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import regex
 
 from narrows import durable, passage_files
 from narrows.errors import GateDataError, PassageFileError
@@ -18,7 +18,7 @@ from narrows.text_lines import TextLines, kind
 from narrows_tools.evaluation import questions as question_files
 from narrows_tools.evaluation.questions import AnswerKind, Question
 
-WORD = re.compile(r"\w+")
+WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+")
 EXAMPLE_CHARS = 80
 
 
