@@ -104,7 +104,7 @@ def print_quality(manifest: "BundleManifest") -> None:
         print_rows(rows)
     warnings = [pair_warning(manifest, question, passage) for question, passage in pairs(manifest)]
     if any(warnings):
-        print("\nnot served by default:")
+        print("\nused by name only, and with a warning:")
         print("\n".join(f"  {warning}" for warning in warnings if warning))
 
 
