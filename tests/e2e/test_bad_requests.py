@@ -128,6 +128,13 @@ def test_ids_that_are_not_found_count_towards_the_size_of_a_reply(small_bundle: 
         assert dict(caught.value.trailing_metadata() or ())["narrows-reason"] == "REPLY_TOO_LARGE"
 
 
+def test_embeddings_within_the_limits_are_read_where_texts_are_small(small_bundle: Bundle, small_index: Path) -> None:
+    limits = {"max_items": "2048", "max_queued_passages": "2048", "max_text_bytes": "16", "max_ids": "1"}
+    with server(small_bundle.path, small_index, **limits) as small, Client(small.address) as client:
+        vectors = np.ones((2048, DIM), dtype=np.float32)
+        assert len(client.search(vectors, k=1, view="id")) == 2048
+
+
 def test_two_long_parts_of_a_passage_are_tokenized_in_memory_and_time(
     stub: retrieval_pb2_grpc.RetrievalServiceStub,
 ) -> None:
@@ -173,3 +180,14 @@ def test_a_malformed_message_harms_nobody(running: ServerProcess, client: Client
         with pytest.raises(grpc.RpcError):
             raw(b"\xff\xff\xff\xff", timeout=10)
     assert len(client.search(["rivers"], k=1)[0]) == 1
+
+
+def test_the_limits_said_are_those_of_the_settings(small_bundle: Bundle) -> None:
+    with (
+        server(small_bundle.path, None, max_queued_questions="70", max_queued_passages="80", max_k="9") as limited,
+        grpc.insecure_channel(limited.address) as channel,
+    ):
+        stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
+        limits = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=30).limits
+    assert (limits.max_queued_questions, limits.max_queued_passages, limits.max_k) == (70, 80, 9)
+    assert (limits.max_items, limits.max_ids, limits.max_stream_in_flight) == (64, 1000, 64)

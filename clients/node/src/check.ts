@@ -203,7 +203,7 @@ async function receiveLimit(server: string, question: string): Promise<object> {
 async function overload(server: string, client: NarrowsClient, question: string): Promise<object> {
   const limits = (await client.serverInfo()).limits!;
   const items = Math.min(limits.maxItems, 64);
-  const calls = Math.min(Math.max(8 * Math.ceil(limits.maxInFlight / items), 64), 1024);
+  const calls = Math.min(Math.max(8 * Math.ceil(limits.maxQueuedQuestions / items), 64), 1024);
   const long = `${question} `.repeat(Math.max(1, Math.floor(1000 / question.length)));
   const request: SearchRequest = { questions: Array<string>(items).fill(long), k: 1, view: "PASSAGE_VIEW_ID" };
   const burst = async (retry: boolean): Promise<NarrowsError[]> => {

@@ -769,7 +769,7 @@ Global___GetServerInfoRequest: typing_extensions.TypeAlias = GetServerInfoReques
 
 @typing.final
 class Limits(google.protobuf.message.Message):
-    """What one request may ask for. More is INVALID_ARGUMENT, or RESOURCE_EXHAUSTED for max_in_flight."""
+    """What one request may ask for. More is INVALID_ARGUMENT, or RESOURCE_EXHAUSTED for what may wait."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -777,9 +777,10 @@ class Limits(google.protobuf.message.Message):
     MAX_K_FIELD_NUMBER: builtins.int
     MAX_TEXT_BYTES_FIELD_NUMBER: builtins.int
     MAX_REPLY_BYTES_FIELD_NUMBER: builtins.int
-    MAX_IN_FLIGHT_FIELD_NUMBER: builtins.int
+    MAX_QUEUED_QUESTIONS_FIELD_NUMBER: builtins.int
     MAX_IDS_FIELD_NUMBER: builtins.int
     MAX_STREAM_IN_FLIGHT_FIELD_NUMBER: builtins.int
+    MAX_QUEUED_PASSAGES_FIELD_NUMBER: builtins.int
     max_items: builtins.int
     """Texts (questions and passages together) or embeddings in one call."""
     max_k: builtins.int
@@ -788,14 +789,14 @@ class Limits(google.protobuf.message.Message):
     """UTF-8 bytes of one text (title included)."""
     max_reply_bytes: builtins.int
     """Clients refuse replies over 4 MiB by default, so the server keeps below that."""
-    max_in_flight: builtins.int
-    """Questions, or embeddings to search with, that may wait: those of all calls together. Passages wait in a lane of
-    their own, with a limit of its own.
-    """
+    max_queued_questions: builtins.int
+    """Questions, or embeddings to search with, that may wait: those of all calls together."""
     max_ids: builtins.int
     """Ids in one GetPassages call."""
     max_stream_in_flight: builtins.int
     """Requests of one stream that are read and not yet answered. More is no error: see SearchStream."""
+    max_queued_passages: builtins.int
+    """Passages that may wait: those of all calls together."""
     def __init__(
         self,
         *,
@@ -803,11 +804,12 @@ class Limits(google.protobuf.message.Message):
         max_k: builtins.int = ...,
         max_text_bytes: builtins.int = ...,
         max_reply_bytes: builtins.int = ...,
-        max_in_flight: builtins.int = ...,
+        max_queued_questions: builtins.int = ...,
         max_ids: builtins.int = ...,
         max_stream_in_flight: builtins.int = ...,
+        max_queued_passages: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_ids", b"max_ids", "max_in_flight", b"max_in_flight", "max_items", b"max_items", "max_k", b"max_k", "max_reply_bytes", b"max_reply_bytes", "max_stream_in_flight", b"max_stream_in_flight", "max_text_bytes", b"max_text_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_ids", b"max_ids", "max_items", b"max_items", "max_k", b"max_k", "max_queued_passages", b"max_queued_passages", "max_queued_questions", b"max_queued_questions", "max_reply_bytes", b"max_reply_bytes", "max_stream_in_flight", b"max_stream_in_flight", "max_text_bytes", b"max_text_bytes"]) -> None: ...
 
 Global___Limits: typing_extensions.TypeAlias = Limits
 

@@ -93,7 +93,7 @@ class RetrievalServiceServicer(object):
         - The server reads a request when fewer than Limits.max_stream_in_flight are unanswered; the answers that the client
         has not taken yet count too. Until then HTTP/2 flow control holds the client's writes back, which is no error. A
         client must therefore read while it writes. One that sends requests of many texts should itself keep fewer
-        outstanding: what finds Limits.max_in_flight questions waiting, or the passages' lane full, is OVERLOADED.
+        outstanding: what finds Limits.max_queued_questions or max_queued_passages waiting is OVERLOADED.
         - When the client half-closes, everything outstanding is still answered, and then the stream ends with OK. When it
         cancels, what is outstanding is dropped.
         - When the server shuts down, it reads no more, answers what it has read, and ends the stream with UNAVAILABLE and

@@ -342,7 +342,7 @@ func (c checker) overload(ctx context.Context) (seen, error) {
 		return nil, err
 	}
 	items := math.Min(float64(info.Limits.MaxItems), 64)
-	calls := int(math.Min(math.Max(8*math.Ceil(float64(info.Limits.MaxInFlight)/items), 64), 1024))
+	calls := int(math.Min(math.Max(8*math.Ceil(float64(info.Limits.MaxQueuedQuestions)/items), 64), 1024))
 	long := strings.Repeat(c.questions[0]+" ", 1+1000/len(c.questions[0]))
 	request := c.ask()
 	for len(request.Questions) < int(items) {
