@@ -256,7 +256,8 @@ class AsyncClient:
         try:
             async with asyncio.timeout_at(deadline_s):
                 # A message over the server's limit would end the stream, and all that is outstanding with it.
-                largest = messages.max_request_bytes(await self._limits(timeout_s))
+                info = await self._limits(timeout_s)
+                largest = messages.max_request_bytes(info.max_items, info.max_text_bytes, info.max_ids, info.dim)
                 if item.ByteSize() > largest:
                     raise InvalidRequestError(
                         f"the message is too large: {item.ByteSize()} bytes, and the server takes {largest}"

@@ -30,11 +30,16 @@ DTYPES: dict[DType, "pb.DataType.ValueType"] = {
     "float16": pb.DATA_TYPE_FLOAT16,
 }
 PASSAGES_IN_A_CALL = 16  # so that a call of long ones keeps its deadline on a slow encoder
-# Replies of whatever size the server is set to send; and a server that is back is found again within seconds.
+# Replies of whatever size the server is set to send; a server that is back is found again within seconds; and a
+# connection whose other end has vanished is given up within half a minute, instead of swallowing every request.
 CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", 64 * 2**20),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # of gRPC's other pings, one of which may be on its way already
+    ("grpc.http2.max_pings_without_data", 0),
 ]
 MAX_ID_BYTES = 512
 MESSAGE_OVERHEAD_BYTES = 32_768  # what surrounds the texts of a request, at most
@@ -294,9 +299,10 @@ def server_info_of(reply: pb.GetServerInfoResponse) -> ServerInfo:
     )
 
 
-def max_request_bytes(info: ServerInfo) -> int:
-    """The largest message that such a server receives; its own limit is a little higher."""
-    return max(info.max_items * info.max_text_bytes, info.max_ids * MAX_ID_BYTES) + MESSAGE_OVERHEAD_BYTES
+def max_request_bytes(max_items: int, max_text_bytes: int, max_ids: int, dim: int) -> int:
+    """The largest message that keeps a server's limits; what the server receives is a little more."""
+    embeddings = max_items * dim * 4
+    return max(max_items * max_text_bytes, max_ids * MAX_ID_BYTES, embeddings) + MESSAGE_OVERHEAD_BYTES
 
 
 def status_error(error: grpc.RpcError, target: str) -> errors.NarrowsError:

@@ -25,6 +25,7 @@ from narrows import (
     ReplyTooLargeError,
     SearchResult,
     UnavailableError,
+    messages,
 )
 from narrows.bundle import Bundle
 from narrows_export import corpus
@@ -313,6 +314,26 @@ def test_a_server_that_hangs_holds_nobody_up_beyond_the_timeout(small_bundle: Bu
 
     with server(small_bundle.path, small_index) as hung:
         run(hung.address, test)
+
+
+def test_a_connection_that_swallows_everything_is_given_up(
+    small_bundle: Bundle, small_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {"grpc.keepalive_time_ms": 200, "grpc.keepalive_timeout_ms": 400, "grpc.http2.ping_timeout_ms": 400}
+    assert times.keys() <= dict(messages.CHANNEL_OPTIONS).keys()
+    quick = [(name, times.get(name, value)) for name, value in messages.CHANNEL_OPTIONS]
+    monkeypatch.setattr(messages, "CHANNEL_OPTIONS", quick)
+
+    async def test(client: AsyncClient) -> None:
+        expected = (await client.search("rivers", k=3)).hits
+        running.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(UnavailableError):
+            await client.search("rivers", k=3)  # its own time-out is a minute
+        running.process.send_signal(signal.SIGCONT)
+        assert (await until_available(client)).hits == expected
+
+    with server(small_bundle.path, small_index) as running:
+        run(running.address, test)
 
 
 def test_an_unreachable_server_is_unavailable() -> None:

@@ -13,7 +13,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from narrows.errors import SettingsError
-from narrows.passage_files import MAX_ID_BYTES
+from narrows.messages import max_request_bytes
 from narrows.server import application
 from narrows.server.answers import Answers
 from narrows.server.application import Application
@@ -28,6 +28,9 @@ SERVICE = retrieval_pb2.DESCRIPTOR.services_by_name["RetrievalService"].full_nam
 SWITCH_INTERVAL_S = 0.0005  # the engine's threads hand the GIL to the event loop 10 times sooner than by default
 MESSAGE_OVERHEAD_BYTES = 65_536
 FLUSH_S = 0.5
+KEEPALIVE_MS = 60_000
+PING_TIMEOUT_MS = 20_000
+MIN_PING_INTERVAL_MS = 10_000
 
 
 def serve(settings: ServerSettings, ready: Callable[[str], None]) -> None:
@@ -55,7 +58,7 @@ async def _serve(app: Application, dispatcher: Dispatcher, ready: Callable[[str]
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = grpc.aio.server(options=_options(settings))
+    server = grpc.aio.server(options=_options(settings, app.bundle.manifest.dim))
     retrieval = RetrievalServicer(Answers(app, dispatcher), settings)
     retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(retrieval, server)
     health = HealthServicer()
@@ -78,11 +81,18 @@ async def _serve(app: Application, dispatcher: Dispatcher, ready: Callable[[str]
     await server.stop(FLUSH_S)  # the last replies leave; a watch of the health service would go on for ever
 
 
-def _options(settings: ServerSettings) -> list[tuple[str, int]]:
-    largest = max(settings.max_items * settings.max_text_bytes, settings.max_ids * MAX_ID_BYTES)
+def _options(settings: ServerSettings, dim: int) -> list[tuple[str, int]]:
+    largest = max_request_bytes(settings.max_items, settings.max_text_bytes, settings.max_ids, dim)
     return [
         ("grpc.max_receive_message_length", min(largest + MESSAGE_OVERHEAD_BYTES, 2**31 - 1)),
         ("grpc.max_send_message_length", settings.max_reply_bytes + MESSAGE_OVERHEAD_BYTES),
+        # Pings find the clients that have vanished, and theirs are welcome: gRPC would end a connection with more than
+        # one in five minutes. A ping for another purpose may be on its way already, and then has to do for this one.
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a load balancer
     ]
 
