@@ -342,7 +342,7 @@ def _typed(
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return errors.InvalidRequestError(f"the message is too large: {message}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return errors.DeadlineExceededError(message or "the deadline passed")
+            return errors.DeadlineExceededError(message if reason else f"{target}: no answer within the deadline")
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:  # CANCELLED: the server shut down meanwhile
             return errors.UnavailableError(f"{target}: {message}")
         case _:

@@ -53,6 +53,15 @@ def test_a_deadline_that_cannot_be_met_is_refused_or_exceeded(client: Client) ->
         client.search([LONG_TEXT] * 4, timeout_s=0.0005)
 
 
+def test_a_server_that_does_not_answer_is_named() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with Client(address) as client, pytest.raises(DeadlineExceededError, match=f"{address}: no answer within"):
+            client.search(["a question?"], timeout_s=0.1)
+
+
 def test_a_client_that_hangs_up_leaves_the_server_well(running: ServerProcess, client: Client) -> None:
     with grpc.insecure_channel(running.address) as channel:
         stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
