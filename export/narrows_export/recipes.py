@@ -35,7 +35,7 @@ class Recipe:
     """How a variant is made and what it must show.
 
     `op_counts` are the operators that the graph must hold, from those of the fp32 graph. The golden tolerance is
-    `tolerance_factor` times the variant's own max abs error against fp32; docs/decisions/018 says why.
+    `tolerance_factor` times the variant's own max abs error against fp32; docs/decisions/015 says why.
     """
 
     name: str

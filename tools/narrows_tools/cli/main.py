@@ -1,6 +1,7 @@
 """`narrows`: reads the command line and hands over to one command."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,8 @@ import narrows
 from narrows.errors import MissingExtraError, NarrowsError
 from narrows_tools.cli import bundle, config, doctor, evaluate, export, index, passages, quickstart, search, serve
 from narrows_tools.packages import extra_of
+
+PIPE_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -41,10 +44,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit status: 0 done, 1 an expected failure, 2 bad usage, 130 interrupted."""
+    """Runs one command.
+
+    Returns:
+        The exit status: 0 done, 1 an expected failure, 2 bad usage, 130 interrupted, 141 nobody reads the output.
+    """
     options = parser().parse_args(arguments)
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it at its end
+        return PIPE_CLOSED
     except NarrowsError as error:
         print(f"narrows: {error}", file=sys.stderr)
         return 1
