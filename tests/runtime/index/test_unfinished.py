@@ -454,8 +454,12 @@ def test_cli_restart_and_truncated_report(
     tmp_path: Path, small_bundle: Bundle, passages: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, report = tmp_path / "x.index", tmp_path / "new" / "cut.jsonl"
-    status = main(command(small_bundle, passages, out, "--restart", "--truncated-report", str(report)))
-    assert status == 0
+    arguments = command(small_bundle, passages, out, "--restart", "--truncated-report", str(report))
+    assert main(arguments) == 1
+    assert f"{report.parent} is no directory; make it first" in capsys.readouterr().err
+    assert not out.exists(), "refused before the work, not after"
+    report.parent.mkdir()
+    assert main(arguments) == 0
     assert "; 4 passages were cut to the tower's length (" in capsys.readouterr().out
     assert [json.loads(line)["id"] for line in report.read_text("utf-8").splitlines()] == [
         "id-3", "id-10", "id-17", "id-24",
