@@ -1,5 +1,6 @@
 """The scheduler's rules, with time passed in as numbers."""
 
+import gc
 import itertools
 import tracemalloc
 
@@ -202,6 +203,7 @@ def test_under_endless_load_with_far_deadlines_nothing_piles_up() -> None:
     tracemalloc.start()
     try:
         keep_busy(2000)
+        gc.collect()
         # Of these two files: threads of other tests may allocate meanwhile.
         own = [tracemalloc.Filter(True, file) for file in (schedulers.__file__, __file__)]
         grown_bytes = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(own).traces)
