@@ -340,10 +340,11 @@ def many_passages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # The real command, which gets a signal as soon as its journal counts the first chunk.
 SIGNALLED = """
-import os, sys
+import os, signal, sys
 from narrows.index import unfinished
 from narrows_tools.cli.main import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits one that is ignored
 number, write_journal = int(sys.argv[1]), unfinished.write_journal
 
 def write_and_signal(directory, journal):
