@@ -30,8 +30,8 @@ def positive(text: str) -> int:
     return number
 
 
-def seed(text: str) -> int:
-    """A seed of what is drawn by chance; numpy takes none below 0."""
+def natural(text: str) -> int:
+    """A number of things, or a seed, of which numpy takes none below 0."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError("must be at least 0")
@@ -95,7 +95,7 @@ def add_gate_arguments(command: argparse.ArgumentParser, *, required: bool) -> N
     )
     command.add_argument("--gate-limit", type=positive, metavar="N", help="draw N of the questions (default: all)")
     command.add_argument(
-        "--gate-seed", type=seed, default=0, metavar="S", help="seed of what is drawn by chance (default: 0)"
+        "--gate-seed", type=natural, default=0, metavar="S", help="seed of what is drawn by chance (default: 0)"
     )
     command.add_argument(
         "--gate-language", default="", metavar="L", help="language of the texts, such as en; only recorded"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.errors import SettingsError
-from narrows_tools.cli.arguments import check_output, condition, positive, seed, threads
+from narrows_tools.cli.arguments import check_output, condition, natural, positive, threads
 from narrows_tools.cli.bars import bars
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _add_questions(command: argparse.ArgumentParser) -> None:
         help="only questions whose JSON line has this value (JSON, or else a string); may be repeated",
     )
     command.add_argument("--limit", type=positive, metavar="N", help="only so many questions, drawn at random")
-    command.add_argument("--seed", type=seed, default=0, metavar="S", help="of that draw (default: 0)")
+    command.add_argument("--seed", type=natural, default=0, metavar="S", help="of that draw (default: 0)")
     command.add_argument(
         "-k", "--depth", type=positive, default=100, metavar="K", help="passages for each question (default: 100)"
     )

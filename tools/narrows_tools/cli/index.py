@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrows_tools.cli.arguments import check_output, threads
+from narrows_tools.cli.arguments import check_output, natural, threads
 
 if TYPE_CHECKING:
     from narrows.index.store import SkippedRows
@@ -80,7 +80,7 @@ def add(commands: "Commands") -> None:
     verify.add_argument("index", type=Path, metavar="INDEX")
     verify.add_argument("--bundle", required=True, type=Path, help="bundle that filled the index")
     verify.add_argument(
-        "--sample", type=_sample, default=200, metavar="N", help="passages to encode again (default: 200)"
+        "--sample", type=natural, default=200, metavar="N", help="passages to encode again (default: 200)"
     )
     verify.add_argument("--seed", type=int, default=0, help="which passages the sample holds (default: 0)")
     verify.add_argument("--threads", type=threads, default=0, metavar="N", help="encoder threads (default: all cores)")
@@ -95,13 +95,6 @@ def add(commands: "Commands") -> None:
     info.add_argument("index", type=Path, metavar="INDEX")
     info.add_argument("--json", action="store_true", help="print the manifest as JSON")
     info.set_defaults(run=run_info)
-
-
-def _sample(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return number
 
 
 def run_build(options: argparse.Namespace) -> int:
