@@ -48,7 +48,7 @@ clients: ## build and unit-test clients/node and clients/go from clean; installs
 test-lowest: ## every test but the slow ones, with the lower bounds of pyproject.toml
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
-	  --editable '.[demo,eval]' buf-bin pytest pytest-timeout hypothesis
+	  --editable '.[demo,eval,bench]' buf-bin pytest pytest-timeout hypothesis
 	.venv-lowest/bin/python -m pytest -m "not slow and not clients"
 
 lint: $(INSTALLED) proto-lint ## ruff, mypy --strict and buf

@@ -88,7 +88,7 @@ def test_the_table_of_packages_is_that_of_pyproject() -> None:
     extras = {"": project["dependencies"], **project["optional-dependencies"]}
     extras["cpu"] = extras["serve"] + extras["cpu"]
     wanted: dict[str, str] = {}
-    for extra in ("", "cpu", "eval", "export", "demo"):
+    for extra in ("", "cpu", "eval", "bench", "export", "demo"):
         for requirement in extras[extra]:
             wanted.setdefault(re.split(r"[<>=\[ ]", requirement)[0], extra)  # the first that brings it
     del wanted["narrows"]
