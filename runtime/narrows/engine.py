@@ -202,11 +202,15 @@ class Engine:
         def run(entries: Sequence[Entry[_Progress]]) -> list[_Progress]:
             embeddings = tower([entry.work.token_ids for entry in entries if entry.work.token_ids is not None])
             encode_ms = (self._clock() - started_s) * 1e3
+            batch_tokens = max(entry.work.tokens for entry in entries)
             return [
                 _Progress(
                     embedding,
                     Timings(
-                        queue_ms=(started_s - entry.queued_s) * 1e3, encode_ms=encode_ms, batch_size=len(batch.entries)
+                        queue_ms=(started_s - entry.queued_s) * 1e3,
+                        encode_ms=encode_ms,
+                        batch_size=len(entries),
+                        batch_tokens=batch_tokens,
                     ),
                 )
                 for entry, embedding in zip(entries, embeddings, strict=True)

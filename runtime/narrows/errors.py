@@ -99,3 +99,7 @@ class MissingExtraError(NarrowsError):
 
 class GateDataError(NarrowsError):
     """Questions, passages or calibration texts that cannot judge a variant, such as texts it was calibrated on."""
+
+
+class BenchmarkError(NarrowsError):
+    """A benchmark cannot be run here, its server failed, or a file of results is damaged."""

@@ -61,7 +61,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the server's time went, in milliseconds, and how many texts shared the encoder's batch."""
+    """Where the server's time went, in milliseconds; texts in the encoder's batch, and tokens each was padded to."""
 
     tokenize_ms: float
     queue_ms: float
@@ -69,6 +69,7 @@ class Timings:
     search_ms: float
     fetch_ms: float
     batch_size: int
+    batch_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +268,8 @@ def passages_of(reply: pb.GetPassagesResponse) -> dict[str, Hit]:
 def served_of(served: pb.Served) -> Served:
     """What produced an answer."""
     t = served.timings
-    timings = Timings(t.tokenize_ms, t.queue_ms, t.encode_ms, t.search_ms, t.fetch_ms, t.batch_size)
+    stages_ms = (t.tokenize_ms, t.queue_ms, t.encode_ms, t.search_ms, t.fetch_ms)
+    timings = Timings(*stages_ms, t.batch_size, t.batch_tokens)
     return Served(served.bundle, served.index, served.generation, served.variant, served.passage_variant, timings)
 
 

@@ -38,12 +38,13 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Milliseconds in each stage, and the size of the encoder's batch (0 when nothing was encoded)."""
+    """Milliseconds in each stage; texts in the encoder's batch, and tokens each was padded to (0: nothing encoded)."""
 
     queue_ms: float = 0.0
     encode_ms: float = 0.0
     search_ms: float = 0.0
     batch_size: int = 0
+    batch_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

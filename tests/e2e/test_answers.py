@@ -89,7 +89,8 @@ def test_a_vector_finds_what_its_question_finds(client: Client, question_vectors
     by_text = client.search(QUESTIONS[:5], k=10)
     by_vector = client.search(question_vectors[:5], k=10)
     assert [result.hits for result in by_vector] == [result.hits for result in by_text]
-    assert by_vector[0].served.timings.batch_size == 0
+    timings = by_vector[0].served.timings
+    assert (timings.batch_size, timings.batch_tokens) == (0, 0)
 
 
 def test_k_beyond_the_index_returns_all_of_it_once(client: Client) -> None:
@@ -115,6 +116,7 @@ def test_every_reply_names_what_produced_it(client: Client, small_index: Path) -
     assert timings.search_ms > 0
     assert timings.fetch_ms > 0
     assert timings.batch_size >= 1
+    assert timings.batch_tokens >= 3  # [CLS] rivers [SEP], or longer where another test asked at the same time
 
 
 def test_passages_are_found_by_id_and_the_missing_are_left_out(client: Client) -> None:

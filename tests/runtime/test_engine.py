@@ -141,13 +141,15 @@ def test_a_vector_goes_straight_to_the_search(running: Running) -> None:
 
 def test_works_that_come_while_the_device_is_busy_run_as_one_batch_with_one_completion(running: Running) -> None:
     hold(running)
-    for request_id in (2, 3, 4):
-        running.engine.submit([text(request_id, request_id)])
+    for request_id, tokens in ((2, 3), (3, 3), (4, 5)):
+        ids = np.array([request_id] + [7] * (tokens - 1), dtype=np.int64)
+        running.engine.submit([Work(request_id, "questions", FAR, token_ids=ids)])
     running.stages.gate.set()
     outcomes = running.inbox.wait(4)
     assert running.stages.batches == [[1], [2, 3, 4]]
     assert [len(delivery) for delivery in running.inbox.deliveries] == [1, 3]
-    assert {outcomes[request_id].timings.batch_size for request_id in (2, 3, 4)} == {3}
+    timings = [outcomes[request_id].timings for request_id in (2, 3, 4)]
+    assert {(timing.batch_size, timing.batch_tokens) for timing in timings} == {(3, 5)}
 
 
 def test_each_work_of_a_batch_gets_its_own_k(running: Running) -> None:

@@ -163,6 +163,7 @@ def timings_message(outcomes: Iterable[Outcome], front: StageMs) -> pb.Timings:
         search_ms=max((timing.search_ms for timing in timings), default=0.0),
         fetch_ms=front.fetch_ms,
         batch_size=max((timing.batch_size for timing in timings), default=0),
+        batch_tokens=max((timing.batch_tokens for timing in timings), default=0),
     )
 
 

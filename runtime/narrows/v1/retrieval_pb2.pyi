@@ -231,6 +231,7 @@ class Timings(google.protobuf.message.Message):
     SEARCH_MS_FIELD_NUMBER: builtins.int
     FETCH_MS_FIELD_NUMBER: builtins.int
     BATCH_SIZE_FIELD_NUMBER: builtins.int
+    BATCH_TOKENS_FIELD_NUMBER: builtins.int
     tokenize_ms: builtins.float
     """Text to token ids."""
     queue_ms: builtins.float
@@ -243,6 +244,8 @@ class Timings(google.protobuf.message.Message):
     """Looking the passages up."""
     batch_size: builtins.int
     """Texts that shared the encoder's batch."""
+    batch_tokens: builtins.int
+    """Tokens that each text of that batch was padded to; 0 when nothing was encoded."""
     def __init__(
         self,
         *,
@@ -252,8 +255,9 @@ class Timings(google.protobuf.message.Message):
         search_ms: builtins.float = ...,
         fetch_ms: builtins.float = ...,
         batch_size: builtins.int = ...,
+        batch_tokens: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "encode_ms", b"encode_ms", "fetch_ms", b"fetch_ms", "queue_ms", b"queue_ms", "search_ms", b"search_ms", "tokenize_ms", b"tokenize_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "encode_ms", b"encode_ms", "fetch_ms", b"fetch_ms", "queue_ms", b"queue_ms", "search_ms", b"search_ms", "tokenize_ms", b"tokenize_ms"]) -> None: ...
 
 Global___Timings: typing_extensions.TypeAlias = Timings
 
