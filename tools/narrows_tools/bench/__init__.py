@@ -1,0 +1,1 @@
+"""Measuring servers under load: `narrows bench`."""
