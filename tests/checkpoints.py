@@ -35,6 +35,7 @@ def write_dpr(
     *,
     seed: int,
     projection_dim: int = 0,
+    layers: int = LAYERS,
     **tokenizer_config: object,
 ) -> Path:
     """Writes a Hugging Face DPR checkpoint with spread-out random weights."""
@@ -42,7 +43,7 @@ def write_dpr(
     config = DPRConfig(
         vocab_size=len(vocabulary),
         hidden_size=HIDDEN,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         intermediate_size=4 * HIDDEN,
         projection_dim=projection_dim,

@@ -2,11 +2,13 @@
 
 optimum's TorchScript exporter with eager attention, then ONNX Runtime's transformer optimizer. What the optimizer does
 not recognize it leaves unfused without a word, so the counts are checked. Segment ids are no input: BERT fills in
-zeros, which become a constant of the graph.
+zeros, which become a constant of the graph. A CLS-pooled tower is then pruned (narrows_export.pruning) and held to what
+the optimizer made; of a mean-pooled one every row is read, so there is nothing to prune.
 """
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +20,13 @@ from onnxruntime.transformers.fusion_options import FusionOptions
 from optimum.exporters.onnx import export as optimum_export
 from optimum.exporters.onnx.model_configs import BertOnnxConfig
 
-from narrows.encoder import ATTENTION_MASK, EMBEDDING, INPUT_IDS
+from narrows.encoder import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Encoder
 from narrows.errors import CheckpointError, ExportError
+from narrows_export import pruning
 from narrows_export.checkpoint import TorchTower
 
 OPSET = 17
+FUSED_DOMAIN = "com.microsoft"
 
 
 class TowerOnnxConfig(BertOnnxConfig):  # type: ignore[misc]
@@ -45,7 +49,7 @@ class TowerOnnxConfig(BertOnnxConfig):  # type: ignore[misc]
 
 
 def recipe(tower: TorchTower) -> dict[str, int]:
-    """The fused operators that the optimized fp32 graph must hold."""
+    """The fused operators that the optimizer's fp32 graph must hold."""
     layers: int = tower.model.config.num_hidden_layers
     return {
         "EmbedLayerNormalization": 1,
@@ -60,7 +64,7 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
 
     Raises:
         CheckpointError: an activation or position embedding that the recipe does not cover.
-        ExportError: the optimizer did not fuse what the recipe demands.
+        ExportError: the optimizer did not fuse what the recipe demands, or pruning changed the embeddings.
     """
     config = tower.model.config
     if config.hidden_act != "gelu" or getattr(config, "position_embedding_type", "absolute") != "absolute":
@@ -68,7 +72,18 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
             f"only BERT with gelu and absolute positions can be exported; this tower has {config.hidden_act} and "
             f"{config.position_embedding_type}"
         )
-    raw = file.with_suffix(".raw.onnx")
+    fused = fuse(tower, file.with_suffix(".raw.onnx"))
+    onnx.save(fused, file)
+    return recipe(tower) if tower.pooling == "mean" else _prune(tower, fused, file)
+
+
+def fuse(tower: TorchTower, raw: Path) -> onnx.ModelProto:
+    """Returns the optimizer's graph of a tower, before any pruning; `raw` is a file for optimum, deleted again.
+
+    Raises:
+        ExportError: the optimizer did not fuse what the recipe demands.
+    """
+    config = tower.model.config
     try:
         with quiet():
             optimum_export(model=tower.model, config=TowerOnnxConfig(tower), output=raw, opset=OPSET)
@@ -83,16 +98,33 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
             )
     finally:
         raw.unlink(missing_ok=True)
-    counts = {name: count for name, count in optimized.get_fused_operator_statistics().items() if count}
-    expected = recipe(tower)
+    model: onnx.ModelProto = optimized.model
+    _check_counts("the optimizer fused", model, recipe(tower))
+    _name_output(model, tower)
+    model.opset_import.append(onnx.helper.make_opsetid(FUSED_DOMAIN, 1))
+    return model
+
+
+def _prune(tower: TorchTower, fused: onnx.ModelProto, file: Path) -> dict[str, int]:
+    """Prunes a graph that `file` holds already, and puts it there once its embeddings are the same."""
+    expected = pruning.pruned_counts(recipe(tower))
+    pruning.prune_to_cls(fused)
+    _check_counts("pruning left", fused, expected)
+    pruned = file.with_suffix(".pruned.onnx")
+    try:
+        onnx.save(fused, pruned)
+        reference, encoder = (Encoder(graph, pad_id=0, threads=1) for graph in (file, pruned))
+        pruning.check_equal(reference, encoder, tower.model.config.vocab_size, tower.max_tokens)
+        pruned.replace(file)
+    finally:
+        pruned.unlink(missing_ok=True)
+    return expected
+
+
+def _check_counts(what: str, model: onnx.ModelProto, expected: dict[str, int]) -> None:
+    counts = dict(Counter(node.op_type for node in model.graph.node if node.domain == FUSED_DOMAIN))
     if counts != expected:
-        raise ExportError(
-            f"the optimizer fused {counts} where the recipe demands {expected}; check the versions installed"
-        )
-    _name_output(optimized.model, tower)
-    optimized.model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))  # of the fused operators
-    onnx.save(optimized.model, file)
-    return counts
+        raise ExportError(f"{what} {counts} where the recipe demands {expected}; check the versions installed")
 
 
 def _name_output(model: onnx.ModelProto, tower: TorchTower) -> None:

@@ -26,6 +26,7 @@ from narrows_export import checks
 from narrows_export.graph import quiet
 
 FUSED = ("EmbedLayerNormalization", "Attention", "SkipLayerNormalization", "BiasGelu")
+PRUNED_GEMMS = 3  # query, key and value of a last layer that is pruned to CLS
 
 OpCounts = dict[str, int]
 
@@ -92,15 +93,16 @@ def make_int8(fp32: Path, out: Path) -> None:
 
 
 def _fp16_counts(fp32: OpCounts) -> OpCounts:
-    """Every operator of the layers reads weights in half precision."""
-    return {f"{name} (fp16)": fp32[name] for name in (*FUSED, "MatMul")}
+    """Every operator of the layers reads weights in half precision; of a pruned last one, too."""
+    pruned = {"Gemm (fp16)": PRUNED_GEMMS} if "MultiHeadAttention" in fp32 else {}
+    return {f"{name} (fp16)": fp32.get(name, 0) for name in (*FUSED, "MatMul")} | pruned
 
 
 def _int8_counts(fp32: OpCounts) -> OpCounts:
     """Every product with a weight is in integers; normalization and GELU stay in single precision."""
     return {
         "QEmbedLayerNormalization": fp32["EmbedLayerNormalization"],
-        "QAttention": fp32["Attention"],
+        "QAttention": fp32.get("Attention", 0),
         "MatMulInteger": fp32["MatMul"] + fp32.get("Gemm", 0),
         "SkipLayerNormalization": fp32["SkipLayerNormalization"],
         "BiasGelu": fp32["BiasGelu"],
