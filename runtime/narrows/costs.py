@@ -1,11 +1,11 @@
 """How long a batch takes on this machine: measured once at warm-up, then used for every decision of the scheduler."""
 
 import bisect
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-RUNS = 2  # of each batch
 TOLERANCE = 0.03  # a batch this close to the best rate is as good: smaller batches keep latency low
 
 
@@ -72,34 +72,53 @@ def measure(
     max_batch: int,
     budget_ms: float,
     clock: Callable[[], float],
+    timer: Callable[[], float] | None = None,
 ) -> CostTable:
     """Times batches of growing size for each length, until a larger batch no longer gains.
+
+    The sizes up to the best one of each length are then timed again, in turn, for as long as the budget lasts: so a
+    disturbance meets few runs of each, and the shortest counts.
 
     Args:
         run: runs one batch, given (batch size, tokens).
         lengths: padded lengths to measure, ascending.
         max_batch: largest batch size tried.
-        budget_ms: time after which no further size is begun; every length is measured at size one at least.
+        budget_ms: time after which nothing further is begun; every length is measured at size one at least.
         clock: monotonic seconds.
+        timer: seconds by which a batch is timed, where that is not the clock.
     """
+    timer = timer or clock
     end = clock() + budget_ms / 1e3
-    buckets = []
+    found: dict[int, list[float]] = {}  # by length: milliseconds of the sizes 1, 2, 4, ...
     for position, tokens in enumerate(lengths):
         # Later lengths keep their share of the budget.
         bucket_end = end - (end - clock()) * (1 - 1 / (len(lengths) - position))
         run(1, tokens)  # the first run allocates
-        sizes, times = [1], [best_ms(partial(run, 1, tokens), RUNS, clock)]
-        fruitless = 0
-        while sizes[-1] * 2 <= max_batch and fruitless < 2 and clock() < bucket_end:
-            size = sizes[-1] * 2
-            # Two halves can always run one after the other, so a whole never costs more than both: noise would say so.
-            ms = min(best_ms(partial(run, size, tokens), RUNS, clock), 2 * times[-1])
-            best = max(n / t for n, t in zip(sizes, times, strict=True))
-            fruitless = 0 if size / ms > best * (1 + TOLERANCE) else fruitless + 1
-            sizes.append(size)
-            times.append(ms)
-        buckets.append(Bucket(tokens, tuple(sizes), tuple(times)))
-    return CostTable(tuple(buckets))
+        times = found[tokens] = [best_ms(partial(run, 1, tokens), 1, timer)]
+        best, fruitless = 1 / times[0], 0
+        while 2 ** len(times) <= max_batch and fruitless < 2 and clock() < bucket_end:
+            size = 2 ** len(times)
+            times.append(best_ms(partial(run, size, tokens), 1, timer))
+            fruitless = 0 if size / times[-1] > best * (1 + TOLERANCE) else fruitless + 1
+            best = max(best, size / times[-1])
+    again = itertools.cycle([(tokens, power) for tokens, times in found.items() for power in range(_best(times) + 1)])
+    while clock() < end:
+        tokens, power = next(again)
+        found[tokens][power] = min(found[tokens][power], best_ms(partial(run, 2**power, tokens), 1, timer))
+    return CostTable(tuple(_bucket(tokens, times) for tokens, times in found.items()))
+
+
+def _best(times: list[float]) -> int:
+    """Which of the sizes 1, 2, 4, ... has the best rate, by its power of two."""
+    return max(range(len(times)), key=lambda power: 2**power / times[power])
+
+
+def _bucket(tokens: int, times: list[float]) -> Bucket:
+    """A bucket of the times of 1, 2, 4, ... texts, less what can only be noise, which only ever adds."""
+    smooth = [min(times[power:]) for power in range(len(times))]  # a batch costs no more than a larger one
+    for power in range(1, len(smooth)):
+        smooth[power] = min(smooth[power], 2 * smooth[power - 1])  # nor than its halves, one after the other
+    return Bucket(tokens, tuple(2**power for power in range(len(times))), tuple(smooth))
 
 
 def best_ms(run: Callable[[], object], runs: int, clock: Callable[[], float]) -> float:

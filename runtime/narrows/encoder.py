@@ -67,6 +67,7 @@ class Encoder:
         except Exception as error:  # onnxruntime raises its own types, none of them public
             raise BundleError(f"{model_file} cannot be loaded by ONNX Runtime: {error}; export again") from None
         self._pad_id = pad_id
+        self.threads = threads
 
     def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
         """Embeds texts in one right-padded batch.

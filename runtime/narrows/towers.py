@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +25,11 @@ class Tower:
     tokenizer: TowerTokenizer
     encoder: Encoder
 
-    def measure_costs(self, budget_ms: float, clock: Callable[[], float] = time.monotonic) -> CostTable:
-        """Warms the tower up and times its batches; lengths up to its maximum."""
+    def measure_costs(self, budget_ms: float) -> CostTable:
+        """Warms the tower up and times its batches; lengths up to its maximum.
+
+        An encoder of one thread is timed by that thread's own clock, which stops while others have the core.
+        """
         longest = self.manifest.max_tokens
         lengths = [length for length in LENGTHS if length < longest] + [longest]
         pad = self.tokenizer.pad_id
@@ -34,7 +37,8 @@ class Tower:
         def run(batch_size: int, tokens: int) -> None:
             self.encoder.encode([np.full(tokens, pad, dtype=np.int64)] * batch_size)
 
-        return costs.measure(run, lengths, MAX_BATCH, budget_ms, clock)
+        timer = time.thread_time if self.encoder.threads == 1 else time.monotonic
+        return costs.measure(run, lengths, MAX_BATCH, budget_ms, time.monotonic, timer)
 
 
 def available_cores() -> int:
