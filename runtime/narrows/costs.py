@@ -1,11 +1,11 @@
 """How long a batch takes on this machine: measured once at warm-up, then used for every decision of the scheduler."""
 
 import bisect
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+ROUNDS = 20  # at most, of the batches that are timed again
 TOLERANCE = 0.03  # a batch this close to the best rate is as good: smaller batches keep latency low
 
 
@@ -76,7 +76,7 @@ def measure(
 ) -> CostTable:
     """Times batches of growing size for each length, until a larger batch no longer gains.
 
-    The sizes up to the best one of each length are then timed again, in turn, for as long as the budget lasts: so a
+    The sizes up to the one after the best of each length are then timed again, in turn, while the budget lasts: so a
     disturbance meets few runs of each, and the shortest counts.
 
     Args:
@@ -101,9 +101,10 @@ def measure(
             times.append(best_ms(partial(run, size, tokens), 1, timer))
             fruitless = 0 if size / times[-1] > best * (1 + TOLERANCE) else fruitless + 1
             best = max(best, size / times[-1])
-    again = itertools.cycle([(tokens, power) for tokens, times in found.items() for power in range(_best(times) + 1)])
-    while clock() < end:
-        tokens, power = next(again)
+    again = [(tokens, power) for tokens, times in found.items() for power in range(min(_best(times) + 2, len(times)))]
+    for tokens, power in again * ROUNDS:
+        if clock() >= end:
+            break
         found[tokens][power] = min(found[tokens][power], best_ms(partial(run, 2**power, tokens), 1, timer))
     return CostTable(tuple(_bucket(tokens, times) for tokens, times in found.items()))
 
