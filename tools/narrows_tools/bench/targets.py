@@ -110,7 +110,8 @@ class NarrowsTarget:
 
     async def open(self) -> None:
         """Connects, and waits until the server answers."""
-        self._channel = grpc.aio.insecure_channel(self._address, messages.CHANNEL_OPTIONS)
+        options = [*messages.CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+        self._channel = grpc.aio.insecure_channel(self._address, options)
         stub: retrieval_pb2_grpc.RetrievalServiceAsyncStub = retrieval_pb2_grpc.RetrievalServiceStub(self._channel)
         self._search, self._encode = stub.Search, stub.Encode
         try:
@@ -128,24 +129,25 @@ class NarrowsTarget:
         return (await self.send_batch([text], timeout_s))[0]
 
     async def send_batch(self, texts: Sequence[Text], timeout_s: float) -> list[Reply]:
-        """Sends several in one request."""
+        """Sends several in one request, and leaves open how they were batched: the server tells of the largest only."""
+        strings = [text.text for text in texts]
+        reply: pb.SearchResponse | pb.EncodeResponse
         try:
             if self._method == "search":
-                search = pb.SearchRequest(questions=[text.text for text in texts], k=K)
-                timings = (await self._search(search, timeout=timeout_s)).served.timings
-                return [Reply("ok", timings.batch_size, timings.batch_tokens)] * len(texts)
-            if self._passages:
-                encode = pb.EncodeRequest(passages=[pb.Passage(text=text.text) for text in texts])
+                reply = await self._search(pb.SearchRequest(questions=strings, k=K), timeout=timeout_s)
+            elif self._passages:
+                passages = [pb.Passage(text=string) for string in strings]
+                reply = await self._encode(pb.EncodeRequest(passages=passages), timeout=timeout_s)
             else:
-                encode = pb.EncodeRequest(questions=[text.text for text in texts])
-            reply = await self._encode(encode, timeout=timeout_s)
+                reply = await self._encode(pb.EncodeRequest(questions=strings), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             return [Reply(_STATUS_OF.get(error.code(), "failed"))] * len(texts)
         timings = reply.served.timings
-        if not self._keep:
-            return [Reply("ok", timings.batch_size, timings.batch_tokens)] * len(texts)
+        batch = (timings.batch_size, timings.batch_tokens) if len(texts) == 1 else (0, 0)
+        if not self._keep or isinstance(reply, pb.SearchResponse):
+            return [Reply("ok", *batch)] * len(texts)
         rows = np.frombuffer(reply.embeddings.data, dtype="<f4").reshape(len(texts), -1)
-        return [Reply("ok", timings.batch_size, timings.batch_tokens, row.astype(np.float32)) for row in rows]
+        return [Reply("ok", *batch, row.astype(np.float32)) for row in rows]
 
 
 _STATUS_OF: dict[grpc.StatusCode, Status] = {

@@ -1,0 +1,135 @@
+"""What the towers can do on the server's cores with nothing around them: the measure of every server."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from narrows.bundle import Role, open_bundle
+from narrows.encoder import Encoder, load_encoder
+from narrows.tokenizer import TokenIds, TowerTokenizer
+from narrows.towers import available_cores
+from narrows_tools.bench.pinned import Cores
+from narrows_tools.bench.targets import Text
+from narrows_tools.bench.workers import Worker
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+FRUITLESS = 3  # so many sizes in a row that gain nothing end the search
+ROLE: Role = "question_encoder"
+
+
+@dataclass(frozen=True, slots=True)
+class CeilingOrder:
+    """Measure these texts, each combination of threads and batch size for about `seconds`."""
+
+    texts: Sequence[Text]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """Texts per second of the best combination, of batches sorted by length, tokenized beforehand; and of all."""
+
+    per_s: float
+    threads: int
+    batch_size: int
+    grid: dict[str, float]  # texts per second by "threads x batch size"
+
+
+@dataclass(frozen=True, slots=True)
+class SingleOrder:
+    """Measure each of these texts alone, tokenizing included, after a pause: a core that has idled is slower."""
+
+    texts: Sequence[Text]
+    pause_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """Milliseconds of one text alone, on all cores."""
+
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class InProcess:
+    """The question tower of a bundle in one variant."""
+
+    bundle: Path
+    variant: str
+
+
+InProcessTowers = Worker[CeilingOrder | SingleOrder, Ceiling | Single]
+
+
+def in_process(what: InProcess, cores: Cores) -> InProcessTowers:
+    """Starts a process on these cores with the tower loaded.
+
+    Raises:
+        BenchmarkError: the bundle cannot be loaded.
+    """
+    return Worker(_serve, what, cores)
+
+
+def _serve(connection: Connection, what: InProcess) -> None:
+    bundle = open_bundle(what.bundle)
+    manifest = bundle.tower(ROLE)
+    file = bundle.file(manifest, manifest.tokenizer_file)
+    tokenizer = TowerTokenizer.load(file, manifest.tokenizer, manifest.max_tokens)
+    cores = available_cores()
+    counts = {1 << doublings for doublings in range(cores.bit_length())} | {cores}
+    encoders = {
+        threads: load_encoder(bundle, ROLE, what.variant, tokenizer.pad_id, threads) for threads in sorted(counts)
+    }
+    connection.send((True, None))
+    while (order := connection.recv()) is not None:
+        match order:
+            case SingleOrder(texts, pause_s):
+                connection.send((True, _single(tokenizer, encoders[cores], texts, pause_s)))
+            case CeilingOrder(texts, seconds):
+                ids = [text.ids for text in tokenizer.questions([text.text for text in texts])]
+                connection.send((True, _ceiling(encoders, ids, seconds)))
+
+
+def _single(tokenizer: TowerTokenizer, encoder: Encoder, texts: Sequence[Text], pause_s: float) -> Single:
+    times_ms = []
+    for text in texts:
+        time.sleep(pause_s)
+        start_s = time.perf_counter()
+        encoder.encode([tokenizer.questions([text.text])[0].ids])
+        times_ms.append((time.perf_counter() - start_s) * 1e3)
+    return Single(float(np.percentile(times_ms, 50)), float(np.percentile(times_ms, 99)))
+
+
+def _ceiling(encoders: dict[int, Encoder], token_ids: Sequence[TokenIds], seconds: float) -> Ceiling:
+    grid = {}
+    for threads, encoder in encoders.items():
+        best_per_s, fruitless = 0.0, 0
+        for size in BATCH_SIZES:
+            if fruitless == FRUITLESS or size > len(token_ids):
+                break
+            per_s = grid[threads, size] = _texts_per_s(encoder, token_ids, size, seconds)
+            fruitless = fruitless + 1 if per_s < best_per_s else 0
+            best_per_s = max(best_per_s, per_s)
+    threads, size = max(grid, key=lambda combination: grid[combination])
+    named = {f"{threads}x{size}": per_s for (threads, size), per_s in grid.items()}
+    return Ceiling(grid[threads, size], threads, size, named)
+
+
+def _texts_per_s(encoder: Encoder, token_ids: Sequence[TokenIds], size: int, seconds: float) -> float:
+    """Runs the texts, sorted by length, in batches of `size`; again until the time is over."""
+    texts = sorted(token_ids, key=len)
+    batches = [texts[start : start + size] for start in range(0, len(texts) - size + 1, size)]
+    encoder.encode(batches[-1])  # the first run of a shape allocates
+    done, start_s = 0, time.perf_counter()
+    elapsed_s = 0.0
+    while elapsed_s < seconds:
+        for batch in batches:
+            encoder.encode(batch)
+        done += len(batches) * size
+        elapsed_s = time.perf_counter() - start_s
+    return done / elapsed_s
