@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-lowest lint format proto proto-lint proto-check proto-baseline bench clean
+.PHONY: help setup demo serve test test-all test-lowest lint format proto proto-lint proto-check proto-baseline bench bench-smoke clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -87,8 +87,12 @@ proto-check: ## fail if the committed stubs or docs/api.md are not those of prot
 proto-baseline: $(INSTALLED) ## what proto-lint compares with; see docs/contributor.md before renewing it
 	$(BIN)/buf build proto --exclude-source-info --output proto/baseline.binpb
 
-bench: $(INSTALLED) ## throughput and latency of a served MiniLM on this machine
-	$(BIN)/python benchmarks/quick.py --work $(DEMO)
+BENCH = $(BIN)/narrows bench run --bundle $(DEMO)/minilm.bundle --index $(DEMO)/demo.index
+bench: demo ## the demo's MiniLM under load on this machine: about 15 minutes; the result goes to .demo/bench.json
+	$(BENCH) --out $(DEMO)/bench.json
+
+bench-smoke: demo ## the same in two minutes: for errors, not for times
+	$(BENCH) --quick
 
 clean: ## delete what make made
 	rm -rf $(VENV) .venv-proto .venv-lowest $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

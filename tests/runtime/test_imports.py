@@ -12,7 +12,8 @@ TOOLS = Path(__file__).parents[2] / "tools" / "narrows_tools"
 TRAINING = {"torch", "transformers", "optimum", "onnx", "safetensors", "huggingface_hub"}
 SERVING = {"onnxruntime", "faiss", "tokenizers", "grpc_health", "grpc_reflection"}
 EVALUATION = {"regex", "pytrec_eval"}
-EXTRAS = TRAINING | SERVING | EVALUATION | {"msgspec", "tqdm"}
+BENCHMARKS = {"hdrh", "psutil", "matplotlib", "scipy"}
+EXTRAS = TRAINING | SERVING | EVALUATION | BENCHMARKS | {"msgspec", "tqdm"}
 BLOCKER = """
 import sys
 class Blocker:
@@ -78,6 +79,7 @@ def test_the_doctor_needs_only_the_base_install() -> None:
         (["serve", "--bundle", "x"], "narrows[cpu]"),
         (["index", "info", "x"], "narrows[cpu]"),
         (["eval", "compare", "a", "b"], "narrows[eval]"),
+        (["bench", "run", "--bundle", "x"], "narrows[bench]"),
         (["eval", "retrieval", "--questions", "q.csv", "--server", "x:1"], "narrows[eval]"),
         (["export", "--question-encoder", "a", "--context-encoder", "b", "--out", "c"], "narrows[export]"),
     ],

@@ -8,7 +8,19 @@ from typing import Any
 
 import narrows
 from narrows.errors import MissingExtraError, NarrowsError
-from narrows_tools.cli import bundle, config, doctor, evaluate, export, index, passages, quickstart, search, serve
+from narrows_tools.cli import (
+    bench,
+    bundle,
+    config,
+    doctor,
+    evaluate,
+    export,
+    index,
+    passages,
+    quickstart,
+    search,
+    serve,
+)
 from narrows_tools.packages import extra_of
 
 PIPE_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
@@ -38,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"narrows {narrows.__version__}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (quickstart, doctor, export, bundle, passages, index, serve, search, evaluate, config):
+    for command in (quickstart, doctor, export, bundle, passages, index, serve, search, evaluate, bench, config):
         command.add(commands)
     return root
 
