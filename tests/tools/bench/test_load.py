@@ -155,11 +155,12 @@ def test_goodput_counts_what_is_ok_and_in_time_and_shares_are_of_all() -> None:
     assert report.within_deadline == 3
     assert report.throughput_per_s == pytest.approx(5 / 0.080)
     assert report.goodput_per_s == pytest.approx(3 / 0.080)
-    metrics = metrics_of(report, Usage(1.0, 5), Usage(1.4, 7))
+    metrics = metrics_of(report, Usage(1.0, 5, 20.0, 100.0, 2), Usage(1.4, 7, 20.9, 101.0, 2))
     assert metrics["in_time_share"] == pytest.approx(3 / 8)
     assert {metrics[f"{name}_share"] for name in ("refused", "late", "failed")} == {1 / 8}
     assert metrics["server_cpu_ms_per_request"] == pytest.approx(400 / 8)
     assert metrics["rss_bytes"] == 7
+    assert metrics["others_cpu_share"] == pytest.approx((0.9 - 0.4) / 2)
 
 
 def test_nothing_but_failures_is_a_report_too() -> None:

@@ -1,7 +1,7 @@
 """A load's report as the metrics and histograms of a row."""
 
 from narrows_tools.bench.load import LAG_BOUND_MS, LoadReport
-from narrows_tools.bench.servers import Usage
+from narrows_tools.bench.servers import Usage, others_share
 
 GOODPUT_FLOOR_MS = 100.0
 GOODPUT_FACTOR = 10.0
@@ -13,8 +13,9 @@ def goodput_deadline_ms(single_ms: float) -> float:
 
 
 def metrics_of(report: LoadReport, before: Usage | None = None, after: Usage | None = None) -> dict[str, float]:
-    """The metrics of a load, with the server's usage before and after it where that is known.
+    """The metrics of a load, with the usage of the server and its cores before and after it where that is known.
 
+    `others_cpu_share` is what everything else took of the server's cores: how undisturbed the measurement was.
     `generator_late` is 1 where the load generator itself was too slow: such a row says nothing about the server.
     """
     total = max(report.requests, 1)
@@ -46,6 +47,8 @@ def metrics_of(report: LoadReport, before: Usage | None = None, after: Usage | N
     if before and after:
         metrics["server_cpu_ms_per_request"] = (after.cpu_s - before.cpu_s) * 1e3 / total
         metrics["rss_bytes"] = float(after.rss_bytes)
+        if (others := others_share(before, after)) is not None:
+            metrics["others_cpu_share"] = others
     return metrics
 
 

@@ -1,7 +1,7 @@
 """One round of measurements: a server, the load generator and the towers in process, and a method for each scenario."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from narrows_tools.bench.plan import Settings, Step, TrafficKind
 from narrows_tools.bench.rates import highest_rate
 from narrows_tools.bench.results import Row
 from narrows_tools.bench.schedule import poisson
-from narrows_tools.bench.servers import Server, Usage, narrows_server
+from narrows_tools.bench.servers import Server, Usage, narrows_server, others_share, usage_of
 from narrows_tools.bench.targets import TargetSpec
 from narrows_tools.bench.traffic import Traffic, single_token_words
 
@@ -91,7 +91,7 @@ def session(setup: Setup, settings: Settings, traffic: Traffic) -> Iterator["Ses
     """
     with ExitStack() as stack:
         if setup.address:
-            server = Server(setup.address, setup.pid)
+            server = Server(setup.address, setup.pid, cores=setup.layout.server)
         else:
             server = stack.enter_context(narrows_server(setup.bundle, setup.index, setup.layout.server, setup.flags))
         ready = server.usage()
@@ -137,7 +137,7 @@ class Session:
             case "single":
                 return replace(row, metrics=self._single(step.traffic))
             case "ceiling":
-                return replace(row, metrics=self._ceiling(step.traffic, calibration))
+                return replace(row, metrics=self._alone(lambda: self._ceiling(step.traffic, calibration)))
             case "closed":
                 return self._load(row, self._closed(step.traffic, calibration, self.settings.seconds))
             case "open" | "mixed_lanes":
@@ -191,12 +191,22 @@ class Session:
         rate_per_s, best = highest_rate(measure, keeps_bound, low, high, SERVER_RESOLUTION)
         return replace(best, load=rate_per_s, metrics=best.metrics | {"bound_ms": calibration.deadline_ms})
 
+    def _alone(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Measures the towers in process, and what else took their cores meanwhile."""
+        cores = self.setup.layout.server
+        before = usage_of(self.towers.pid, cores)
+        metrics = measure()
+        return metrics | {"others_cpu_share": others_share(before, usage_of(self.towers.pid, cores)) or 0.0}
+
     def _single(self, kind: TrafficKind) -> dict[str, float]:
-        single = self.towers.ask(SingleOrder(self.traffic.named(kind, SINGLE_TEXTS)))
+        def measure() -> dict[str, float]:
+            single = self.towers.ask(SingleOrder(self.traffic.named(kind, SINGLE_TEXTS)))
+            assert isinstance(single, Single)
+            return {"p50_ms": single.p50_ms, "p99_ms": single.p99_ms}
+
         spaced = self.towers.ask(SingleOrder(self.traffic.named(kind, SPACED_TEXTS), SPACING_S))
-        assert isinstance(single, Single)
         assert isinstance(spaced, Single)
-        return {"p50_ms": single.p50_ms, "p99_ms": single.p99_ms, "spaced_p50_ms": spaced.p50_ms}
+        return self._alone(measure) | {"spaced_p50_ms": spaced.p50_ms}
 
     def _ceiling(self, kind: TrafficKind, calibration: Calibration) -> dict[str, float]:
         seconds = self.settings.seconds / len(BATCH_SIZES)

@@ -36,6 +36,12 @@ class Worker(Generic[Order, Answer]):
             self.close()
             raise
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def ask(self, order: Order) -> Answer:
         """Has one order done.
 
