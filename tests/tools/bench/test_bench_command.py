@@ -40,6 +40,8 @@ def test_the_standard_set_in_short(small_bundle: Bundle, small_index: Path, tmp_
     assert rows["start", ""].metrics["passage_count"] == 300
     assert rows["start", ""].metrics["ready_ms"] > 0
     assert rows["mixed_lanes", "short"].metrics["passages_per_s"] > 0
+    assert rows["ceiling", "short"].metrics["cpu_ms_per_text"] > 0
+    assert 0 <= rows["ceiling", "short"].metrics["others_cpu_share"] <= 1.5  # two clocks, read one after the other
     closed = rows["closed", "mixed"]
     assert closed.metrics["rss_bytes"] > 10_000_000
     assert 0 <= closed.metrics["padding_share"] < 1

@@ -215,7 +215,12 @@ class Session:
         count = min(MAX_CEILING_TEXTS, largest * max(1, round(wanted / largest)))  # whole batches of every size
         ceiling = self.towers.ask(CeilingOrder(self.traffic.named(kind, count), seconds))
         assert isinstance(ceiling, Ceiling)
-        best = {"throughput_per_s": ceiling.per_s, "threads": ceiling.threads, "batch_size": ceiling.batch_size}
+        best = {
+            "throughput_per_s": ceiling.per_s,
+            "cpu_ms_per_text": ceiling.cpu_ms_per_text,
+            "threads": ceiling.threads,
+            "batch_size": ceiling.batch_size,
+        }
         grid = {f"threads_x_batch_{name}_per_s": per_s for name, per_s in ceiling.grid.items()}
         return {**best, **grid}
 

@@ -19,6 +19,7 @@ COLUMNS = (
     ("batch", "batch_size_mean", 1.0, 1),
     ("padding %", "padding_share", 100.0, 1),
     ("CPU ms", "server_cpu_ms_per_request", 1.0, 2),
+    ("CPU ms/text", "cpu_ms_per_text", 1.0, 2),
     ("others %", "others_cpu_share", 100.0, 0),
     ("RSS MiB", "rss_bytes", 1 / 2**20, 0),
     ("ready ms", "ready_ms", 1.0, 0),
