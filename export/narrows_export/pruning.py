@@ -1,4 +1,4 @@
-"""A CLS-pooled tower's fused graph -> the same without what nothing reads, to the last bit.
+"""A CLS-pooled tower's graph -> the same without what nothing reads, to the last bit.
 
 Only the first row of the last layer becomes the embedding. So its query, the output projection of its attention, both
 of its normalizations and its feed-forward part are computed for that row alone; keys and values are still needed of
@@ -19,20 +19,21 @@ from onnx import helper, numpy_helper
 
 from narrows.encoder import Encoder
 from narrows.errors import ExportError
+from narrows_export import normalization
 
 # Other machines' kernels may round otherwise; a wrong weight or mask shows far above it.
 EQUALITY_LIMIT = 1e-5
 LENGTHS = (2, 7, 16, 33, 64)
 
 
-def pruned_counts(fused: dict[str, int]) -> dict[str, int]:
-    """The fused operators of a pruned graph, from those that it had before."""
-    counts = fused | {"Attention": fused["Attention"] - 1, "MultiHeadAttention": 1}
+def pruned_counts(whole: dict[str, int]) -> dict[str, int]:
+    """The operators of a pruned graph, from those that it had before."""
+    counts = whole | {"Attention": whole["Attention"] - 1, "MultiHeadAttention": 1}
     return {name: count for name, count in counts.items() if count}
 
 
 def prune_to_cls(model: onnx.ModelProto) -> None:
-    """Restricts the last layer of a fused graph to the row that the embedding is made of, in place.
+    """Restricts the last layer to the row that the embedding is made of, in place; normalizations are split.
 
     Raises:
         ExportError: the graph does not end as a fused, CLS-pooled tower does.
@@ -41,10 +42,10 @@ def prune_to_cls(model: onnx.ModelProto) -> None:
     nodes = list(graph.node)
     try:
         start = max(place for place, node in enumerate(nodes) if node.op_type == "Attention")
-        last_norm = next(node for node in reversed(nodes) if node.op_type == "SkipLayerNormalization")
+        last_norm = next(node for node in reversed(nodes) if node.op_type == normalization.SPLIT)
         pooling = next(node for node in nodes if last_norm.output[0] in node.input)
     except (StopIteration, ValueError):
-        raise ExportError("the fused graph lacks Attention, SkipLayerNormalization or pooling") from None
+        raise ExportError("the fused graph lacks Attention, LayerNormalization or pooling") from None
     if pooling.op_type != "Gather" or list(last_norm.output[:1]) != list(pooling.input[:1]):
         raise ExportError(f"the last layer is read by {pooling.op_type} where CLS pooling reads it by Gather")
     attention, layer = nodes[start], nodes[start + 1 :]
@@ -108,8 +109,8 @@ def _attention_of_cls(
     ]
 
 
-def check_equal(fused: Encoder, pruned: Encoder, vocabulary_size: int, max_tokens: int) -> None:
-    """Compares a pruned graph with the fused one that it was made from, on random ids: alone, and padded in a batch.
+def check_equal(whole: Encoder, pruned: Encoder, vocabulary_size: int, max_tokens: int) -> None:
+    """Compares a pruned graph with the one that it was made from, on random ids: alone, and padded in a batch.
 
     Raises:
         ExportError: the embeddings differ, by more than the rounding of an unknown machine.
@@ -117,9 +118,9 @@ def check_equal(fused: Encoder, pruned: Encoder, vocabulary_size: int, max_token
     random = np.random.default_rng(0)
     texts = [random.integers(0, vocabulary_size, min(length, max_tokens)) for length in (*LENGTHS, max_tokens)]
     batches = [texts, *([text] for text in texts)]
-    worst = max(float(np.abs(pruned.encode(batch) - fused.encode(batch)).max()) for batch in batches)
+    worst = max(float(np.abs(pruned.encode(batch) - whole.encode(batch)).max()) for batch in batches)
     if not worst <= EQUALITY_LIMIT:
         raise ExportError(
-            f"the graph pruned to CLS differs from the optimizer's by {worst:.2e}; the limit is {EQUALITY_LIMIT:.0e}: "
+            f"the graph pruned to CLS differs from the whole one by {worst:.2e}; the limit is {EQUALITY_LIMIT:.0e}: "
             "check the versions installed"
         )

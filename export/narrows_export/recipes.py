@@ -22,7 +22,7 @@ from narrows.bundle import REFERENCE_VARIANT, BundleManifest, TowerManifest, Var
 from narrows.encoder import Encoder
 from narrows.errors import BundleError, ExportError
 from narrows.tokenizer import TowerTokenizer
-from narrows_export import checks
+from narrows_export import checks, normalization
 from narrows_export.graph import quiet
 
 FUSED = ("EmbedLayerNormalization", "Attention", "SkipLayerNormalization", "BiasGelu")
@@ -50,13 +50,20 @@ class Recipe:
 def make_fp16(fp32: Path, out: Path) -> None:
     """Converts the layers of a fused graph to half precision; ids, mask, pooling and embedding keep their types."""
     with quiet():
-        model = OnnxModel(onnx.load(fp32))
+        model = OnnxModel(_joined(fp32))
         layers = _layers(model.model.graph)
         others = [node.name for node in model.model.graph.node if node.name not in layers]
         model.convert_float_to_float16(keep_io_types=True, node_block_list=others)
         _drop_repeated_casts(model.model.graph)
         model.topological_sort()
     onnx.save(model.model, out)
+
+
+def _joined(fp32: Path) -> onnx.ModelProto:
+    """The fp32 graph with the optimizer's SkipLayerNormalization."""
+    model = onnx.load(fp32)
+    normalization.join(model)
+    return model
 
 
 def _layers(graph: onnx.GraphProto) -> set[str]:
@@ -83,7 +90,7 @@ def make_int8(fp32: Path, out: Path) -> None:
     """Quantizes a fused graph dynamically. Without DefaultTensorType the fused operators' types are unknown to it."""
     with quiet():
         quantize_dynamic(
-            fp32,
+            _joined(fp32),
             out,
             op_types_to_quantize=["MatMul", "Attention", "EmbedLayerNormalization"],
             per_channel=True,
@@ -92,10 +99,16 @@ def make_int8(fp32: Path, out: Path) -> None:
         )
 
 
+def _normalizations(fp32: OpCounts) -> int:
+    """How many there are once they are joined; bundles made before they were split hold them fused."""
+    return fp32.get(normalization.SPLIT, 0) + fp32.get(normalization.FUSED, 0)
+
+
 def _fp16_counts(fp32: OpCounts) -> OpCounts:
     """Every operator of the layers reads weights in half precision; of a pruned last one, too."""
     pruned = {"Gemm (fp16)": PRUNED_GEMMS} if "MultiHeadAttention" in fp32 else {}
-    return {f"{name} (fp16)": fp32.get(name, 0) for name in (*FUSED, "MatMul")} | pruned
+    operators = fp32 | {normalization.FUSED: _normalizations(fp32)}
+    return {f"{name} (fp16)": operators.get(name, 0) for name in (*FUSED, "MatMul")} | pruned
 
 
 def _int8_counts(fp32: OpCounts) -> OpCounts:
@@ -104,7 +117,7 @@ def _int8_counts(fp32: OpCounts) -> OpCounts:
         "QEmbedLayerNormalization": fp32["EmbedLayerNormalization"],
         "QAttention": fp32.get("Attention", 0),
         "MatMulInteger": fp32["MatMul"] + fp32.get("Gemm", 0),
-        "SkipLayerNormalization": fp32["SkipLayerNormalization"],
+        "SkipLayerNormalization": _normalizations(fp32),
         "BiasGelu": fp32["BiasGelu"],
     }
 
