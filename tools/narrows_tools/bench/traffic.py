@@ -5,7 +5,7 @@ n tokens and the special ones around it, and a run needs no data but the bundle.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,6 +39,18 @@ def single_token_words(tokenizer: TowerTokenizer) -> tuple[str, ...]:
     return found
 
 
+def lengths(kind: str, count: int, max_tokens: int) -> list[int]:
+    """The lengths in tokens of so many `short` or `mixed` texts for a tower that reads `max_tokens`, ascending.
+
+    Short ones are as long as questions are; of mixed ones, 8 to 256 tokens, every length is there equally often.
+    """
+    if kind == "short":
+        return [min(SHORT_TOKENS[number * len(SHORT_TOKENS) // count], max_tokens) for number in range(count)]
+    low, high = MIXED_TOKENS
+    span = min(high, max_tokens) - low + 1
+    return [low + (2 * number + 1) * span // (2 * count) for number in range(count)]
+
+
 class Traffic:
     """Makes the texts of one run: distinct from one another, over all calls, and the same for the same seed."""
 
@@ -50,20 +62,18 @@ class Traffic:
 
     def short(self, count: int) -> list[Text]:
         """Texts as long as questions are, shuffled."""
-        return self._texts(SHORT_TOKENS[number * len(SHORT_TOKENS) // count] for number in range(count))
+        return self._texts(lengths("short", count, self._max_tokens))
 
     def mixed(self, count: int) -> list[Text]:
         """Texts of 8 to 256 tokens (or what the tower reads), every length equally often, shuffled."""
-        low, high = MIXED_TOKENS
-        span = min(high, self._max_tokens) - low + 1
-        return self._texts(low + (2 * number + 1) * span // (2 * count) for number in range(count))
+        return self._texts(lengths("mixed", count, self._max_tokens))
 
     def named(self, kind: str, count: int) -> list[Text]:
         """`short` or `mixed` texts."""
         return {"short": self.short, "mixed": self.mixed}[kind](count)
 
-    def _texts(self, lengths: Iterable[int]) -> list[Text]:
-        return [self._text(int(tokens)) for tokens in self._draw.permutation(list(lengths))]
+    def _texts(self, tokens: Sequence[int]) -> list[Text]:
+        return [self._text(int(each)) for each in self._draw.permutation(tokens)]
 
     def _text(self, tokens: int) -> Text:
         for _ in range(DRAWS):
