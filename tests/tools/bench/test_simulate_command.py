@@ -1,0 +1,76 @@
+"""`narrows bench simulate`: costs measured from a real bundle and index, saved, and simulated with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from narrows.bundle import Bundle
+from narrows_tools.bench import batch_costs, results
+from narrows_tools.cli import main
+
+COSTS = Path(__file__).parents[2] / "data" / "minilm_costs.json"
+SHORT = ("--questions", "200", "--rounds", "2")
+
+
+def test_a_bundle_and_its_index_are_measured_saved_and_simulated(
+    small_bundle: Bundle, small_index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    costs = tmp_path / "costs.json"
+    arguments = ["--bundle", str(small_bundle.path), "--index", str(small_index), "--threads", "1", "--passes", "1"]
+    assert main.main(["bench", "simulate", *arguments, *SHORT, "--save-costs", str(costs), "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    saved = batch_costs.load(costs)
+    assert (saved.bundle, saved.variant, saved.threads) == ("small", "fp32", 1)
+    assert saved.search is not None
+    assert [bucket.tokens for bucket in saved.actual.buckets][-1] == 256
+    assert len(saved.noise) == len(batch_costs.grid(256))
+    # The same costs give the same answers.
+    assert main.main(["bench", "simulate", "--costs", str(costs), *SHORT, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == first["rows"]
+
+
+def test_rates_and_traffic_are_what_was_asked_for_and_rounds_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "simulation.json"
+    arguments = ["--costs", str(COSTS), "--traffic", "mixed", "--rates", "20", "40", "--out", str(out), *SHORT]
+    assert main.main(["bench", "simulate", *arguments]) == 0
+    assert "mixed    20" in capsys.readouterr().out
+    rows = results.load(out).rows
+    assert [(row.scenario, row.traffic, row.load, row.round) for row in rows] == [
+        ("ceiling", "mixed", 0.0, 1),
+        ("offline", "mixed", 0.0, 1),
+        *(("open", "mixed", load, number) for load in (20.0, 40.0) for number in (1, 2)),
+    ]
+    p99s = [row.metrics["p99_ms"] for row in rows if row.scenario == "open"]
+    assert len(set(p99s)) == 4
+    assert sum(p99s[:2]) < sum(p99s[2:])
+    batches = {int(size): count for size, count in rows[2].histograms["batch_size"].items()}
+    assert sum(size * count for size, count in batches.items()) == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either --costs or --bundle"),
+        (["--costs", str(COSTS), "--bundle", "x"], "give either --costs or --bundle"),
+        (["--costs", str(COSTS), "--index", "x"], "--index goes with --bundle"),
+        (["--costs", "missing.json"], "missing.json cannot be read"),
+        (["--costs", str(COSTS), "--out", "missing/x.json"], "missing/x.json cannot be written"),
+    ],
+)
+def test_what_cannot_be_simulated_is_said_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["bench", "simulate", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_costs_of_another_schema_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "costs.json"
+    file.write_text(COSTS.read_text("utf-8").replace('"schema_version": 1', '"schema_version": 99'), "utf-8")
+    assert main.main(["bench", "simulate", "--costs", str(file)]) == 1
+    assert "schema version 99" in capsys.readouterr().err
