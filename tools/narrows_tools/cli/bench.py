@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.errors import BenchmarkError, SettingsError
-from narrows_tools.cli import bench_simulate
+from narrows_tools.cli import bench_report, bench_simulate
 from narrows_tools.cli.arguments import check_output, natural, positive
 from narrows_tools.cli.bars import bars
 
@@ -54,6 +54,7 @@ def add(commands: "Commands") -> None:
     _add_sweep(actions)
     _add_ceiling(actions)
     bench_simulate.add(actions)
+    bench_report.add(actions)
 
 
 def _add_run(actions: "Commands") -> None:
