@@ -41,12 +41,13 @@ def test_rates_and_traffic_are_what_was_asked_for_and_rounds_differ(
     assert [(row.scenario, row.traffic, row.load, row.round) for row in rows] == [
         ("ceiling", "mixed", 0.0, 1),
         ("offline", "mixed", 0.0, 1),
+        ("closed", "mixed", 0.0, 1),
         *(("open", "mixed", load, number) for load in (20.0, 40.0) for number in (1, 2)),
     ]
     p99s = [row.metrics["p99_ms"] for row in rows if row.scenario == "open"]
     assert len(set(p99s)) == 4
     assert sum(p99s[:2]) < sum(p99s[2:])
-    batches = {int(size): count for size, count in rows[2].histograms["batch_size"].items()}
+    batches = {int(size): count for size, count in rows[3].histograms["batch_size"].items()}
     assert sum(size * count for size, count in batches.items()) == 200
 
 

@@ -22,6 +22,7 @@ from narrows_tools.bench.simulation import (
     Simulated,
     Stage,
     ceiling_per_s,
+    closed_loop,
     open_loop,
     saturation_per_s,
     simulate,
@@ -176,6 +177,20 @@ def test_a_queue_without_batches_waits_as_long_as_theory_says() -> None:
     waits_ms = [(item.at_s - item.call.at_s) * 1e3 - service_ms for item in found.ended]
     assert np.mean(waits_ms) == pytest.approx(service_ms * load / (2 * (1 - load)), rel=0.05)
     assert found.metrics()["utilisation_share"] == pytest.approx(load, rel=0.03)
+
+
+def test_clients_of_a_closed_loop_each_wait_for_their_answer() -> None:
+    """One client: one batch after the other. As many as there are calls: all at once. Between: never more waiting."""
+    tokens = shuffled("short", 400)
+    alone = closed_loop(tokens, 1, MINILM.server())
+    assert [batch.tokens for batch in alone.batches] == [(length,) for length in tokens]
+    most = saturation_per_s(tokens, MINILM.server())
+    assert closed_loop(tokens, 400, MINILM.server()).metrics()["throughput_per_s"] == pytest.approx(most)
+    found = closed_loop(tokens, 16, MINILM.server())
+    for item in found.ended:
+        waiting = sum(other.call.at_s <= item.call.at_s < other.at_s for other in found.ended)
+        assert waiting <= 16
+    assert alone.metrics()["throughput_per_s"] < found.metrics()["throughput_per_s"] < most
 
 
 def test_a_lone_question_takes_its_stages_and_nothing_more() -> None:

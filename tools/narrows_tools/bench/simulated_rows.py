@@ -11,11 +11,12 @@ from narrows_tools.bench import environment
 from narrows_tools.bench.batch_costs import BatchCosts
 from narrows_tools.bench.results import Result, Row
 from narrows_tools.bench.schedule import poisson
-from narrows_tools.bench.simulation import ceiling_per_s, open_loop, saturation_per_s, simulate
+from narrows_tools.bench.simulation import ceiling_per_s, closed_loop, open_loop, saturation_per_s, simulate
 from narrows_tools.bench.traffic import lengths
 
 SYSTEM = "simulation"
 K = 10
+CLIENTS = 32  # of the closed loop, as many as the load generator's
 # Heading, metric, factor, digits.
 COLUMNS = (
     ("p50 ms", "p50_ms", 1.0, 1),
@@ -51,7 +52,7 @@ class Plan:
 
 
 def simulate_plan(costs: BatchCosts, plan: Plan, advance: Callable[[int], object]) -> Result:
-    """Simulates everything: for each traffic its ceiling, offline (all questions at once), and open loops.
+    """Simulates everything: for each traffic its ceiling, offline (all at once), a closed loop, and open loops.
 
     Questions are searched for where the costs have an index. `advance` is called with 1 after each simulation.
     """
@@ -69,6 +70,8 @@ def _rows(costs: BatchCosts, traffic: str, plan: Plan, advance: Callable[[int], 
     advance(1)
     yield Row(SYSTEM, "ceiling", traffic, 0.0, 1, {"throughput_per_s": ceiling})
     yield Row(SYSTEM, "offline", traffic, 0.0, 1, {"throughput_per_s": saturation})
+    closed = closed_loop(_shuffled(tokens, plan.seed), CLIENTS, costs.server(), k=k)
+    yield Row(SYSTEM, "closed", traffic, 0.0, 1, {**closed.metrics(), "client_count": float(CLIENTS)})
     for rate in plan.rates or [float(f"{load * saturation:.3g}") for load in plan.loads]:
         for number in range(plan.rounds):
             seed = plan.seed + number
@@ -88,12 +91,13 @@ def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     lines = [("traffic", "questions/s", "share of max", *(heading for heading, *_ in COLUMNS))]
     for traffic in dict.fromkeys(row.traffic for row in rows):
         own = [row for row in rows if row.traffic == traffic]
-        ceiling, most = (row.metrics["throughput_per_s"] for row in own if row.scenario != "open")
+        ceiling, most, closed = (row.metrics["throughput_per_s"] for row in own if row.scenario != "open")
         for load in dict.fromkeys(row.load for row in own if row.scenario == "open"):
             rounds = [row.metrics for row in own if row.scenario == "open" and row.load == load]
             cells = [_cell(rounds, metric, factor, digits) for _, metric, factor, digits in COLUMNS]
             lines.append((traffic, f"{load:g}", f"{load / most:.2f}", *cells))
-        lines.append((traffic, f"{most:.4g}", f"1, {most / ceiling:.3f} of ceiling", *("",) * len(COLUMNS)))
+        for name, per_s in (("all at once", most), (f"{CLIENTS} clients", closed)):
+            lines.append((traffic, f"{per_s:.4g}", f"{name}: {per_s / ceiling:.3f} of ceiling", *("",) * len(COLUMNS)))
     return lines
 
 

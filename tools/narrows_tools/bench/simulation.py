@@ -147,6 +147,11 @@ def open_loop(
     return [Call(float(at), (int(length),), k=k, timeout_s=timeout_s) for at, length in zip(at_s, tokens, strict=True)]
 
 
+def closed_loop(tokens: Sequence[int], clients: int, server: Server, *, k: int = 0) -> Simulated:
+    """One question a call, sent by clients of whom each waits for its answer before it sends another one."""
+    return _Simulation(open_loop(np.zeros(len(tokens)), tokens, k=k, timeout_s=math.inf), server, clients).run()
+
+
 def saturation_per_s(tokens: Sequence[int], server: Server, k: int = 0) -> float:
     """Texts a second when all of them wait from the beginning, and none is refused."""
     lanes = tuple(replace(lane, max_queued=len(tokens)) for lane in server.lanes)
@@ -178,8 +183,9 @@ class _Thread:
 class _Simulation:
     """The state of one run: what an Engine holds, without its threads. A scheduler's cargo is the call's number."""
 
-    def __init__(self, calls: Sequence[Call], server: Server) -> None:
-        self._calls = calls
+    def __init__(self, calls: Sequence[Call], server: Server, clients: int | None = None) -> None:
+        self._calls = list(calls)
+        self._clients = clients  # so many calls at a time, whenever they were due
         self._stages: dict[StageName, Stage] = {"encode": server.encode}
         self._threads = [_Thread(("encode",))]
         if server.search is not None:
@@ -194,22 +200,29 @@ class _Simulation:
 
     def run(self) -> Simulated:
         """Jumps from one arrival or end of a batch to the next."""
-        number = 0
+        number, now_s = 0, 0.0
         while True:
-            now_s = min(thread.ends_s for thread in self._threads)
-            if number < len(self._calls):
-                now_s = min(now_s, self._calls[number].at_s)
+            now_s = max(now_s, min(self._due_s(number), *(thread.ends_s for thread in self._threads)))
             if now_s == math.inf:
                 return Simulated(tuple(self._ended[each] for each in range(number)), tuple(self._batches))
             for thread in self._threads:
                 if thread.ends_s <= now_s:
                     self._finish(thread, now_s)
-            while number < len(self._calls) and self._calls[number].at_s <= now_s:
+            while self._due_s(number) <= now_s:
+                self._calls[number] = replace(self._calls[number], at_s=now_s)
                 self._submit(number, now_s)
                 number += 1
             for thread in self._threads:
                 if thread.running is None:
                     self._begin(thread, now_s)
+
+    def _due_s(self, number: int) -> float:
+        """When the next call comes: infinity if there is none, or while every client waits for an answer."""
+        if number == len(self._calls):
+            return math.inf
+        if self._clients is not None and number - len(self._ended) >= self._clients:
+            return math.inf
+        return self._calls[number].at_s
 
     def _submit(self, number: int, now_s: float) -> None:
         call, first = self._calls[number], int(self._texts[number])
