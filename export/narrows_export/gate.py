@@ -14,13 +14,13 @@ import numpy.typing as npt
 import narrows
 from narrows.bundle import REFERENCE_VARIANT, Bundle, BundleManifest, Role, open_bundle, update_manifest
 from narrows.encoder import Embeddings
+from narrows.offline import embed
 from narrows.quality import QualityReport
 from narrows.towers import load_towers
 from narrows_export import scoring
 from narrows_export.gate_data import GateData
 from narrows_export.scoring import NOT_COUNTED, Found
 from narrows_tools.evaluation.answers import AnswerMatcher
-from narrows_tools.evaluation.search import embed
 from narrows_tools.evaluation.steps import Start
 
 SCALES = (1000, 4000)  # passages, where there are more; then all
@@ -174,13 +174,13 @@ def _embed_variants(bundle: Bundle, role: Role, data: GateData, threads: int, st
     """The texts of one side by every variant of its tower; float32 (texts, dim) each."""
     embedded: dict[str, Embeddings] = {}
     for variant in bundle.tower(role).variants:
-        tower = load_towers(bundle, variant, threads, [role])[role]
+        tower = load_towers(bundle, variant, 1, [role])[role]
         if role == "question_encoder":
             texts = tower.tokenizer.questions([question.text for question in data.questions])
         else:
             texts = tower.tokenizer.passages([(passage.title, passage.text) for passage in data.passages])
         what = "questions" if role == "question_encoder" else "passages"
-        embedded[variant] = embed(tower, texts, start(f"{what} by {variant}", len(texts)))
+        embedded[variant] = embed(tower, texts, threads, start(f"{what} by {variant}", len(texts)))
     return embedded
 
 

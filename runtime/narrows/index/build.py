@@ -1,8 +1,8 @@
 """`narrows index build`: a file of passages -> a sealed generation of a flat index.
 
 Two passes. The first checks the whole file and stores the passages, so that a bad row is found before hours of
-encoding. The second reads them back, tokenizes, and encodes in batches of like length. A build that is stopped at any
-moment goes on where it was when it is started again (narrows.index.unfinished), to the same bytes.
+encoding. The second reads them back, tokenizes, encodes and writes, all at a time (narrows.offline). A build that is
+stopped at any moment goes on where it was when it is started again (narrows.index.unfinished), to the same bytes.
 """
 
 import time
@@ -13,7 +13,7 @@ import onnxruntime
 import tokenizers
 
 import narrows
-from narrows import durable, integrity, passage_files
+from narrows import durable, integrity, offline, passage_files
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, PassageFileError
 from narrows.index import chunks, store, unfinished
@@ -23,7 +23,6 @@ from narrows.passage_files import BadRow
 from narrows.passages import Passages, PassageWriter
 from narrows.towers import Tower, load_towers
 
-COSTS_BUDGET_MS = 4000.0
 NAMED_SKIPS = 5  # bad rows named for each reason
 
 
@@ -90,7 +89,7 @@ def build_index(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bu
     """
     path = request.out
     _check_output(request)
-    tower = load_towers(bundle, request.variant, request.threads, ["context_encoder"])["context_encoder"]
+    tower = load_towers(bundle, request.variant, 1, ["context_encoder"])["context_encoder"]
     with store.building(path):
         _check_output(request)  # again: another build may have ended meanwhile
         inputs = _inputs(tower, request)
@@ -104,7 +103,7 @@ def build_index(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bu
         else:
             journal = _store(request, inputs, tower.manifest.dim, progress)
         resumed_at = journal.encoded.rows
-        journal, encode_s = _encode(path / BUILD, journal, tower, progress)
+        journal, encode_s = _encode(path / BUILD, journal, tower, request.threads, progress)
         manifest = describe(bundle, request, journal, path / BUILD)
         generation = store.publish(path, path / BUILD, manifest)
         unfinished.finish(path, generation)
@@ -194,17 +193,17 @@ def _store(request: BuildRequest, inputs: Inputs, dim: int, progress: Progress) 
         raise
 
 
-def _encode(directory: Path, journal: Journal, tower: Tower, progress: Progress) -> tuple[Journal, float]:
+def _encode(directory: Path, journal: Journal, tower: Tower, threads: int, progress: Progress) -> tuple[Journal, float]:
     """Encodes what the journal does not count yet; returns the last journal, and the seconds that encoding took."""
     passages = Passages(directory)
     first = journal.encoded.rows
     if first == journal.count:
         return journal, 0.0
-    costs = tower.measure_costs(COSTS_BUDGET_MS)
-    progress.estimated(journal.count - first, chunks.estimate_s(passages, first, tower, costs))
+    progress.estimated(journal.count - first, chunks.estimate_s(passages, first, tower, threads))
     started_s = time.monotonic()
     with Appender(directory, journal, passages) as appender:
-        for embeddings, texts in chunks.encode(passages, first, tower, costs, progress.encoded):
+        texts_of_chunks = chunks.tokenized(passages, first, tower)
+        for texts, embeddings in offline.embed_chunks(tower, texts_of_chunks, threads, progress.encoded):
             appender.append(embeddings, texts)
     return appender.journal, time.monotonic() - started_s
 

@@ -25,7 +25,6 @@ from typing import Any
 
 from narrows.bundle import Bundle, open_bundle
 from narrows.errors import IndexFileError
-from narrows.index import build as builds
 from narrows.index import chunks
 from narrows.index.build import BuildRequest, Progress, build_index
 from narrows.index.store import current_generation, open_index
@@ -126,7 +125,7 @@ def opened(index: Path, bundle: Bundle) -> str:
 def main() -> None:
     bundle_path, passages, index = map(Path, sys.argv[1:4])
     torn, first, step = map(int, sys.argv[4:])
-    chunks.CHUNK_PASSAGES, builds.COSTS_BUDGET_MS = 4, 20.0
+    chunks.CHUNK_PASSAGES = 4
     bundle = open_bundle(bundle_path)
     before = index.with_name("before")
     if index.exists():

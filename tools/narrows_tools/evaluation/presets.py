@@ -21,6 +21,7 @@ from narrows.encoder import Embeddings
 from narrows.errors import EvaluationError, PassageFileError
 from narrows.index import flat
 from narrows.index.store import VECTORS, open_index
+from narrows.offline import embed, embed_chunks
 from narrows.passages import Passages, PassageWriter
 from narrows.tokenizer import TokenizedText, TowerTokenizer
 from narrows.towers import Tower, load_towers
@@ -29,7 +30,7 @@ from narrows_tools.evaluation.metrics import Judged, Metrics, summarize
 from narrows_tools.evaluation.questions import Question
 from narrows_tools.evaluation.result import Compared, compare_judged
 from narrows_tools.evaluation.retrieval import rank_and_judge
-from narrows_tools.evaluation.search import CHUNK_PASSAGES, LocalSearcher, Searched, embed
+from narrows_tools.evaluation.search import CHUNK_PASSAGES, LocalSearcher, Searched
 from narrows_tools.evaluation.steps import Start, silent
 
 PRESETS: tuple[TextPreset, ...] = get_args(TextPreset)
@@ -74,7 +75,7 @@ def preset_costs(
         EvaluationError: the index does not hold the vectors as they are.
     """
     variants: dict[Role, str] = {"question_encoder": chosen.question, "context_encoder": chosen.passage}
-    own_towers = load_towers(bundle, variants, threads, list(variants))
+    own_towers = load_towers(bundle, variants, 1, list(variants))
     own = own_towers["context_encoder"].manifest.tokenizer.text_preset
     texts = [question.text for question in questions]
     own_ids = own_towers["question_encoder"].tokenizer.questions(texts)
@@ -87,15 +88,16 @@ def preset_costs(
         else:
             passages = _stored(corpus, scratch)
             encoded = start("encoding passages", len(passages))
-            chunks = [_tokenize(own_towers["context_encoder"], passages, rows) for rows in _row_chunks(len(passages))]
-            own_vectors = np.concatenate([embed(own_towers["context_encoder"], chunk, encoded) for chunk in chunks])
+            tower = own_towers["context_encoder"]
+            chunks = (_tokenize(tower, passages, rows) for rows in _row_chunks(len(passages)))
+            own_vectors = np.concatenate([found for _, found in embed_chunks(tower, chunks, threads, encoded)])
         for preset in (own, *(preset for preset in PRESETS if preset != own)):
             towers = {role: _with_preset(bundle, role, tower, preset) for role, tower in own_towers.items()}
             changed_rows, changed_ids = _changed(passages, own_towers["context_encoder"], towers["context_encoder"])
             vectors = own_vectors.copy()
             if changed_rows:
                 encoded = start(f"encoding passages for {preset}", len(changed_rows))
-                vectors[changed_rows] = embed(towers["context_encoder"], changed_ids, encoded)
+                vectors[changed_rows] = embed(towers["context_encoder"], changed_ids, threads, encoded)
             searcher = _searcher(bundle, towers["question_encoder"], passages, vectors, chosen, threads, scratch)
             judged, _ = rank_and_judge(searcher, questions, depth, start=start)
             own_judged = own_judged or judged
@@ -189,4 +191,4 @@ def _searcher(
         context_tower_id=bundle.tower("context_encoder").tower_id,
         program=f"narrows {narrows.__version__}",
     )
-    return LocalSearcher(tower, index, passages, searched)
+    return LocalSearcher(tower, index, passages, searched, threads)

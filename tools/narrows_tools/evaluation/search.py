@@ -1,30 +1,23 @@
 """Where the rankings come from: a running server, or towers and index opened here."""
 
-import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 import narrows
 from narrows.client import Client
 from narrows.errors import OverloadedError
 from narrows.messages import Hit
 from narrows.passages import Passage, Passages
-from narrows_tools.evaluation.steps import Advance
 
 if TYPE_CHECKING:  # the rest needs no ONNX Runtime and no FAISS
-    from narrows.encoder import Embeddings
     from narrows.index import Index
-    from narrows.tokenizer import TokenizedText
     from narrows.towers import Tower
 
 Ranking = tuple[Hit, ...]
 
-BATCH = 32  # texts of like length embedded together; by dynamic int8, the numbers depend on it
 CHUNK_PASSAGES = 4096
 OVERLOADED_TRIES = 10
 
@@ -89,17 +82,25 @@ class ServerSearcher:
 class LocalSearcher:
     """Encodes and searches in this process, with the server's own tokenizer, encoder and index.
 
+    `tower` is loaded with one thread, and `threads` texts are encoded at a time (narrows.offline).
     `warning` says what speaks against the pair of variants (narrows.variants); empty if nothing does.
     """
 
     def __init__(
-        self, tower: "Tower", vectors: "Index", passages: Passages, searched: Searched, warning: str = ""
+        self,
+        tower: "Tower",
+        vectors: "Index",
+        passages: Passages,
+        searched: Searched,
+        threads: int,
+        warning: str = "",
     ) -> None:
         self.searched = searched
         self.warning = warning
         self._tower = tower
         self._vectors = vectors
         self._passages = passages
+        self._threads = threads
 
     @classmethod
     def open(cls, bundle_path: Path, index_path: Path, variant: str, threads: int) -> "LocalSearcher":
@@ -118,7 +119,7 @@ class LocalSearcher:
         bundle = open_bundle(bundle_path)
         index = open_index(index_path, bundle, threads)
         choice = variants.choose(bundle.manifest, index.manifest.variant, variant)
-        tower = load_towers(bundle, choice.question, threads, ["question_encoder"])["question_encoder"]
+        tower = load_towers(bundle, choice.question, 1, ["question_encoder"])["question_encoder"]
         return cls(
             tower,
             index.vectors,
@@ -134,12 +135,15 @@ class LocalSearcher:
                 index.manifest.tower_id,
                 f"narrows {narrows.__version__}",
             ),
+            threads,
             choice.warning,
         )
 
     def search(self, questions: Sequence[str], depth: int) -> list[Ranking]:
         """Encodes and searches all at once."""
-        embeddings = embed(self._tower, self._tower.tokenizer.questions(questions))
+        from narrows.offline import embed
+
+        embeddings = embed(self._tower, self._tower.tokenizer.questions(questions), self._threads)
         found = self._vectors.search(embeddings, depth)
         return [
             tuple(
@@ -158,18 +162,3 @@ def in_order(passages: Passages) -> Iterator[Passage]:
     """All of an index's passages, by row."""
     for start in range(0, len(passages), CHUNK_PASSAGES):
         yield from passages.get(range(start, min(start + CHUNK_PASSAGES, len(passages))))
-
-
-def embed(tower: "Tower", texts: Sequence["TokenizedText"], advance: Advance = lambda count: None) -> "Embeddings":
-    """Embeds texts, float32 (texts, dim), in batches of like length; long and short mixed, for an even progress.
-
-    The batches are the same on every machine, where `narrows.index.chunks` fits them to what was measured.
-    """
-    embeddings = np.empty((len(texts), tower.manifest.dim), dtype=np.float32)
-    by_length = sorted(range(len(texts)), key=lambda number: len(texts[number].ids))
-    batches = [by_length[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-    random.Random(0).shuffle(batches)  # noqa: S311  (no secret)
-    for batch in batches:
-        embeddings[batch] = tower.encoder.encode([texts[number].ids for number in batch])
-        advance(len(batch))
-    return embeddings
