@@ -135,6 +135,13 @@ def test_a_closed_loop_ends_with_its_time_and_counts_only_what_came_in_it() -> N
     assert report.latency.p50_ms == pytest.approx(40, rel=0.01)
 
 
+def test_a_closed_loop_that_is_too_short_for_its_clients_counts_everything() -> None:
+    for duration_s in (0.001, 0.025):  # no answer comes in time, or two
+        report = run(ClosedLoop(texts(100), 4, duration_s, 10.0, 100.0).run(Server()))
+        assert report.requests >= 4
+        assert report.throughput_per_s == pytest.approx(100)
+
+
 def test_each_text_is_sent_once() -> None:
     for load in (
         OpenLoop(texts(50), every(0.001, 50), 10.0, 100.0),

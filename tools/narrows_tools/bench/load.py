@@ -117,7 +117,8 @@ class OpenLoop:
 class ClosedLoop:
     """`clients` that each send the next text when they have their answer, for a time or until the texts are used up.
 
-    Rates leave out the first answer of each client and what comes after the time.
+    Rates leave out the first answers, one for each client, and what comes after the time; where that leaves nothing,
+    the time was too short, and they are over everything.
     """
 
     texts: Sequence[Text]
@@ -142,7 +143,8 @@ class ClosedLoop:
             record.begin(loop.time())
             await asyncio.gather(*(client() for _ in range(self.clients)))
         answered = int(np.sum(record.done_s <= self.duration_s))
-        return record.report(self.deadline_ms, (min(self.clients, answered - 1), answered))
+        whole = (0, len(record.replies))
+        return record.report(self.deadline_ms, (self.clients, answered) if answered > self.clients else whole)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from narrows.bundle import open_bundle
 from narrows.client import Client
+from narrows.errors import BenchmarkError
 from narrows.messages import ServerInfo
 from narrows.tokenizer import TowerTokenizer
 from narrows_tools.bench.ceiling import (
@@ -117,14 +118,22 @@ class Session:
     loads: Generator
 
     def calibrate(self, kinds: Iterable[TrafficKind]) -> Calibration:
-        """Finds out how fast this is: one question alone, and these kinds of traffic at saturation."""
+        """Finds out how fast this is: one question alone, and these kinds of traffic at saturation.
+
+        Raises:
+            BenchmarkError: the server answers nothing.
+        """
         single = self.towers.ask(SingleOrder(self.traffic.short(SINGLE_TEXTS)))
         assert isinstance(single, Single)
         rough = Calibration(single.p50_ms, goodput_deadline_ms(single.p50_ms), {})
         saturation: dict[TrafficKind, float] = {}
         for kind in kinds:
             self.loads.ask(self._closed(kind, rough, self.settings.seconds / 5))  # warms up both sides
-            saturation[kind] = self.loads.ask(self._closed(kind, rough, self.settings.seconds)).throughput_per_s
+            report = self.loads.ask(self._closed(kind, rough, self.settings.seconds))
+            if not report.counts["ok"]:
+                ended = ", ".join(f"{count} {status}" for status, count in report.counts.items() if count)
+                raise BenchmarkError(f"{self.server.address} answered no request ({ended}); its log says why")
+            saturation[kind] = report.throughput_per_s
         return replace(rough, saturation_per_s=saturation)
 
     def measure(self, step: Step, calibration: Calibration, number: int) -> Row:
