@@ -9,11 +9,13 @@ import pytest
 from server_process import run_narrows, server
 
 from narrows.bundle import Bundle
+from narrows.errors import BenchmarkError
 from narrows_tools.bench import results
 from narrows_tools.bench.generator import generator
 from narrows_tools.bench.load import Offline, OpenLoop
 from narrows_tools.bench.pinned import default_layout, on_cores, parse_cores
 from narrows_tools.bench.schedule import poisson
+from narrows_tools.bench.servers import usage_of
 from narrows_tools.bench.session import traffic_of
 from narrows_tools.bench.targets import TargetSpec
 from narrows_tools.cli import main
@@ -120,6 +122,16 @@ def test_what_is_refused_what_is_late_and_what_fails_are_told_apart(small_bundle
         assert running.stop() == 0
         gone = loads.ask(OpenLoop(traffic.short(5), poisson(1000, 5, 0), 10.0, 100.0))
         assert gone.counts["failed"] == 5
+
+
+def test_a_server_that_has_ended_has_no_usage(small_bundle: Bundle) -> None:
+    with server(small_bundle.path, None) as running:
+        pid = running.process.pid
+        assert usage_of(pid, default_layout().server).rss_bytes > 10_000_000
+        running.process.kill()
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is still in the table of processes
+        with pytest.raises(BenchmarkError, match="ended while it was measured"):
+            usage_of(pid, default_layout().server)
 
 
 def test_processes_run_where_they_are_told() -> None:

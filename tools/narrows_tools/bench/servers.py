@@ -53,6 +53,8 @@ def usage_of(pid: int, cores: Cores) -> Usage:
     """
     try:
         process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            raise psutil.ZombieProcess(pid)
         family = [process, *process.children(recursive=True)]
         times = [member.cpu_times() for member in family]
         rss_bytes = sum(member.memory_info().rss for member in family)

@@ -131,6 +131,7 @@ class Session:
             self.loads.ask(self._closed(kind, rough, self.settings.seconds / 5))  # warms up both sides
             report = self.loads.ask(self._closed(kind, rough, self.settings.seconds))
             if not report.counts["ok"]:
+                self.server.usage()  # fails if it is gone
                 ended = ", ".join(f"{count} {status}" for status, count in report.counts.items() if count)
                 raise BenchmarkError(f"{self.server.address} answered no request ({ended}); its log says why")
             saturation[kind] = report.throughput_per_s
