@@ -1,0 +1,83 @@
+"""What a run found, as text: medians and ranges over the rounds that count."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from narrows_tools.bench.results import Result, Row
+
+HEAD = ("system", "saturation/s", "load", "p50 ms", "p99 ms", "goodput/s", "CPU ms", "RSS MB", "client ms")
+
+
+def table(result: Result) -> str:
+    """Saturation and latencies of each system, for each traffic; then what was chosen, skipped and discarded."""
+    rounds = sorted({row.round for row in result.rows})
+    lines = []
+    for traffic, rates in result.settings["rates"].items():
+        rows = [row for row in result.rows if row.traffic == traffic]
+        cells: list[tuple[str, ...]] = [HEAD]
+        for system in sorted({row.system for row in rows}, key=lambda name: (not name.startswith("narrows"), name)):
+            cells += _cells(system, [row for row in rows if row.system == system], rates)
+        widths = [max(len(line[column]) for line in cells) for column in range(len(HEAD))]
+        lines += [f"{traffic}, {len(rounds)} rounds: median (range)"]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
+        ]
+        lines.append("")
+    lines += list(_notes(result))
+    return "\n".join(lines)
+
+
+def _cells(system: str, rows: Sequence[Row], rates: Sequence[float]) -> list[tuple[str, ...]]:
+    whole = [row for row in rows if row.scenario in ("closed", "offline")]
+    saturation = _spread(whole, "throughput_per_s", 0)
+    if any(row.scenario == "offline" for row in whole):
+        return [(system, saturation, "in process", *[""] * (len(HEAD) - 3))]
+    lines: list[tuple[str, ...]] = []
+    for number, rate_per_s in enumerate(rates):
+        at = [row for row in rows if row.scenario == "open" and row.load == rate_per_s]
+        lines.append(
+            (
+                system if number == 0 else "",
+                saturation if number == 0 else "",
+                f"{rate_per_s:.0f}/s",
+                _spread(at, "p50_ms", 1),
+                _spread(at, "p99_ms", 1),
+                _spread(at, "goodput_per_s", 0),
+                _spread(at, "server_cpu_ms_per_request", 2),
+                _megabytes(at),
+                _spread(at, "client_cpu_ms_per_request", 2),
+            )
+        )
+    return lines
+
+
+def _spread(rows: Sequence[Row], metric: str, digits: int) -> str:
+    values = [row.metrics[metric] for row in rows if metric in row.metrics]
+    if not values:
+        return "-"
+    median, low, high = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return f"{median} ({low} to {high})" if len(values) > 1 else median
+
+
+def _megabytes(rows: Sequence[Row]) -> str:
+    values = [row.metrics["rss_bytes"] / 1e6 for row in rows if "rss_bytes" in row.metrics]
+    return f"{statistics.median(values):.0f}" if values else "-"
+
+
+def _notes(result: Result) -> list[str]:
+    settings: dict[str, Any] = result.settings
+    lines = []
+    for name, best in settings["best"].items():
+        for traffic, number in best.items():
+            lines.append(f"{name}, best for {traffic}: {json.dumps(settings['search'][name][number]['setting'])}")
+    lines += [f"skipped: {name}: {why}" for name, why in settings.get("skipped", {}).items()]
+    for entries in settings["search"].values():
+        lines += [f"failed: {entry['error']}" for entry in entries if "error" in entry]
+    lines += [f"failed in round {one['round']}: {one['error']}" for one in settings.get("failures", [])]
+    lines += [f"round {number} does not count: {why}" for number, why in settings.get("discarded", {}).items()]
+    wanted, found = settings["plan"]["rounds"], len({row.round for row in result.rows})
+    if settings["complete"] and found < wanted:
+        lines.append(f"only {found} of {wanted} rounds count: the machine was not quiet enough for a comparison")
+    return lines
