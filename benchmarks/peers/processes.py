@@ -70,7 +70,7 @@ def serving(start: Start, target: TargetSpec, port: int, cores: Cores, log: Path
             if time.monotonic() - started_s > START_TIMEOUT_S:
                 raise BenchmarkError(f"no answer in {START_TIMEOUT_S:.0f} s; it wrote: {tail(log)}")
             time.sleep(POLL_S)
-        yield Server(f"127.0.0.1:{port}", process.pid, time.monotonic() - started_s)
+        yield Server(f"127.0.0.1:{port}", process.pid, time.monotonic() - started_s, cores)
     if _listens(port):
         raise BenchmarkError(f"something still listens on port {port}")
 

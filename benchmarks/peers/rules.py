@@ -12,7 +12,7 @@ from narrows_tools.bench.results import Row
 MIN_COSINE = 0.9999
 NEAR_BEST = 0.97
 SHARES = (0.5, 0.8)  # of the best peer's saturation
-REFERENCE, LAG = "reference_per_s", "send_lag_p99_ms"
+REFERENCE, LAG, OTHERS = "reference_per_s", "send_lag_p99_ms", "others_cpu_share"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,13 @@ class DiscardRule:
     """A round does not count if the machine or the generator was disturbed in any part of it.
 
     `reference_per_s` is the encoder's speed alone, in process, on the server's cores, right before a system is
-    measured; `send_lag_p99_ms` is by how much the generator sent late.
+    measured; `send_lag_p99_ms` is by how much the generator sent late; `others_cpu_share` what of the server's cores
+    went to anything but the server.
     """
 
-    max_reference_deviation: float  # from the median of all, as a share
+    max_deviation: float  # from the median of all, as a share
     max_lag_ms: float
+    max_others_share: float
 
     def discarded(self, rows: Iterable[Row]) -> dict[int, str]:
         """The rounds that do not count, and why."""
@@ -58,11 +60,13 @@ class DiscardRule:
         reasons: dict[int, str] = {}
         for row in rows:
             deviation = row.metrics[REFERENCE] / median - 1
-            lag_ms = row.metrics.get(LAG, 0.0)
-            if abs(deviation) > self.max_reference_deviation:
+            lag_ms, others = row.metrics.get(LAG, 0.0), row.metrics.get(OTHERS, 0.0)
+            if abs(deviation) > self.max_deviation:
                 reasons.setdefault(row.round, f"the machine's speed was off by {deviation:+.0%} before {row.system}")
             elif lag_ms > self.max_lag_ms:
                 reasons.setdefault(row.round, f"the generator lagged by {lag_ms:.1f} ms at {row.system}")
+            elif others > self.max_others_share:
+                reasons.setdefault(row.round, f"{others:.0%} of the server's cores went elsewhere at {row.system}")
         return reasons
 
 

@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--max-deviation", type=float, default=0.1, help="of the machine's speed, in a round (default: %(default)s)")
     add("--max-lag-ms", type=float, default=LAG_BOUND_MS, help="of the generator, at p99 (default: %(default)s)")
+    add("--max-others", type=float, default=0.1, help="share of the server's cores that others took (default: 0.1)")
     return parser
 
 
@@ -191,7 +192,7 @@ def _plan(options: argparse.Namespace, tower: Tower, words: Sequence[str], layou
         seed=options.seed,
         deadline_ms=goodput_deadline_ms(single_ms),
         most_per_s={"short": short_per_s, "mixed": short_per_s / 4},
-        rule=DiscardRule(options.max_deviation, options.max_lag_ms),
+        rule=DiscardRule(options.max_deviation, options.max_lag_ms, options.max_others),
     )
 
 
