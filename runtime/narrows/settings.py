@@ -43,7 +43,7 @@ class ServerSettings:
 
     bundle: Path = field(metadata={"about": About("bundle of towers", flag=True)})
     index: Path | None = _setting(None, "index to search; without one only Encode and Tokenize answer", flag=True)  # noqa: RUF009
-    variant: str = _setting("", "question encoder's variant; default: the best that passed for the index", flag=True)
+    variant: str = _setting("", "question encoder's variant; default: the fastest that passed for the index", flag=True)
     listen: str = _setting("127.0.0.1:50051", "HOST:PORT; port 0 picks a free one", flag=True)
     device: str = _setting("auto", "where the towers run; both are the CPU so far", choices=("auto", "cpu"), flag=True)
     encode_threads: int = _setting(0, "threads of the encoder; 0 is all cores it may use", (0, 1024), flag=True)

@@ -47,16 +47,20 @@ def available_cores() -> int:
 
 
 def load_towers(
-    bundle: Bundle, variant: str | Mapping[Role, str], threads: int, roles: Sequence[Role]
+    bundle: Bundle,
+    variant: str | Mapping[Role, str],
+    threads: int,
+    roles: Sequence[Role],
+    loaded: dict[tuple[str, str], Tower] | None = None,
 ) -> dict[Role, Tower]:
     """Loads towers of a bundle, in one variant or one for each role, and checks their golden embeddings.
 
-    Roles that share a directory and a variant share a tower.
+    Roles that share a directory and a variant share a tower; `loaded` shares them among calls.
 
     Raises:
         BundleError: an unreadable file, a variant the bundle lacks, or one that is off on this machine.
     """
-    loaded: dict[tuple[str, str], Tower] = {}
+    loaded = {} if loaded is None else loaded
     towers: dict[Role, Tower] = {}
     for role in roles:
         manifest = bundle.tower(role)

@@ -1,11 +1,16 @@
-"""Which variant of each tower is served: a pure choice, made from the manifest, that is never silent about doubts."""
+"""Which variant of each tower is served: a pure choice, from the manifest and times (narrows.fastest measures them).
 
+It is never silent about doubts.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from narrows.bundle import REFERENCE_VARIANT, BundleManifest, Role, Variant
 from narrows.quality import QualityReport, Status, judge, questions_counted, shortfalls
 
 SOUND: tuple[Status, ...] = ("reference", "passed")
+FASTER = 0.95  # of the most faithful variant's time: what is no faster than this may be so by chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,30 +81,47 @@ def _experimental(manifest: BundleManifest, question: str, passage: str) -> list
     return list(dict.fromkeys(name for name, variant in used if variant and variant.experimental))
 
 
+def passage_variant(index_variant: str | None, wanted: str) -> str:
+    """The context encoder's variant: the one that filled the index; without an index, the wanted one or fp32."""
+    return index_variant or wanted or REFERENCE_VARIANT
+
+
+def candidates(manifest: BundleManifest, passage: str, wanted: str) -> tuple[str, ...]:
+    """The question variants to choose from, the most faithful first.
+
+    A wanted one is the only one. By default those that make a sound pair with these passages: the reference, then by
+    the lower bound of the top-10 overlap; where there is none, fp32.
+    """
+    if wanted:
+        return (wanted,)
+    overlap = {}
+    for name in _variants(manifest, "question_encoder"):
+        status, report = pair_status(manifest, name, passage), pair_report(manifest, name, passage)
+        if status == "reference":
+            overlap[name] = 2.0  # more than any share
+        elif status == "passed" and report:
+            overlap[name] = report.scales[-1].top10_overlap.low
+    return tuple(sorted(overlap, key=lambda name: -overlap[name])) or (REFERENCE_VARIANT,)
+
+
+def fastest(times_ms: Mapping[str, float]) -> str:
+    """Chooses among candidates by the time that each took for the same questions; the most faithful comes first.
+
+    It gives way only to one that is faster by more than what may be noise.
+    """
+    first, *others = times_ms
+    best = min(others, key=lambda name: times_ms[name], default=first)
+    return best if times_ms[best] < FASTER * times_ms[first] else first
+
+
 def choose(manifest: BundleManifest, index_variant: str | None, wanted: str) -> Choice:
-    """Chooses the variant of each tower.
+    """Chooses the variant of each tower without timing any: the most faithful candidate answers questions.
 
     Args:
         manifest: of the bundle.
         index_variant: the variant that filled the index; None without an index.
         wanted: a variant asked for by name; empty means the default.
-
-    The context encoder's is the index's own (without one, the wanted or fp32). The question encoder's is the wanted
-    one; by default that of the best sound pair with it: the reference, else the passed pair with the highest lower
-    bound of its top-10 overlap, else fp32, with a warning.
     """
-    passage = index_variant or wanted or REFERENCE_VARIANT
-    question = wanted or _default_question(manifest, passage)
+    passage = passage_variant(index_variant, wanted)
+    question = candidates(manifest, passage, wanted)[0]
     return Choice(question, passage, pair_warning(manifest, question, passage))
-
-
-def _default_question(manifest: BundleManifest, passage: str) -> str:
-    """The question variant of the best sound pair with these passages."""
-    sound = {
-        name: report.scales[-1].top10_overlap.low
-        for name in _variants(manifest, "question_encoder")
-        if (report := pair_report(manifest, name, passage)) and pair_status(manifest, name, passage) == "passed"
-    }
-    if passage == REFERENCE_VARIANT or not sound:
-        return REFERENCE_VARIANT
-    return max(sound, key=lambda name: sound[name])

@@ -8,7 +8,7 @@ from narrows import manifests
 from narrows.bundle import SCHEMA_VERSION, Bundle, BundleManifest
 from narrows.errors import BundleError
 from narrows.quality import Accuracy, DataFile, Estimate, QualityReport, Scale, judge, shortfalls
-from narrows.variants import choose, pair_report, pair_status, pair_warning
+from narrows.variants import candidates, choose, fastest, pair_report, pair_status, pair_warning
 
 
 def accuracies(*drops_points: float) -> tuple[Accuracy, ...]:
@@ -196,6 +196,30 @@ def test_a_variant_by_name(manifest: BundleManifest):
     passed = with_reports(manifest, report(manifest, ("fp16", "fp32")))
     assert chosen(passed, "fp32", "fp16") == ("fp16", "fp32", False)
     assert chosen(passed, "fp32") == ("fp32", "fp32", False)
+
+
+def test_candidates_are_the_sound_ones_the_most_faithful_first(manifest: BundleManifest):
+    assert candidates(manifest, "fp32", "") == ("fp32",)
+    assert candidates(manifest, "fp16", "") == ("fp32",)  # none is sound
+    assert candidates(manifest, "fp32", "int8") == ("int8",)  # asked for
+    passed = with_reports(
+        manifest,
+        report(manifest, ("fp16", "fp32"), overlap_low=1.0),
+        report(manifest, ("int8", "fp32"), overlap_low=1.0),  # experimental all the same
+        report(manifest, ("fp32", "fp16"), overlap_low=0.97),
+        report(manifest, ("fp16", "fp16"), overlap_low=0.98),
+    )
+    assert candidates(passed, "fp32", "") == ("fp32", "fp16")
+    assert candidates(passed, "fp16", "") == ("fp16", "fp32")
+    assert candidates(passed, "int8", "") == ("fp32",)
+
+
+def test_the_most_faithful_gives_way_only_to_one_that_is_faster_by_more_than_noise():
+    assert fastest({"fp32": 10.0}) == "fp32"
+    assert fastest({"fp32": 10.0, "fp16": 9.6, "int8": 11.0}) == "fp32"
+    assert fastest({"fp32": 10.0, "fp16": 9.4, "int8": 11.0}) == "fp16"
+    assert fastest({"fp32": 10.0, "fp16": 9.4, "int8": 5.0}) == "int8"
+    assert fastest({"fp16": 10.0, "fp32": 10.0}) == "fp16"
 
 
 def test_warnings_name_the_pair_and_the_reason(manifest: BundleManifest):

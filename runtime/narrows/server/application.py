@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from narrows import bundle as bundles
-from narrows import costs, variants
-from narrows.bundle import Bundle, Role
+from narrows import costs
+from narrows.bundle import Bundle
 from narrows.engine import EncodeStage, Engine, SearchStage
 from narrows.errors import MismatchError, NotFoundError
+from narrows.fastest import load_fastest
 from narrows.index import Index
 from narrows.index.store import OpenIndex, open_index
 from narrows.scheduler import LaneSettings
 from narrows.settings import ServerSettings
-from narrows.towers import Tower, available_cores, load_towers
+from narrows.towers import Tower, available_cores
 from narrows.work import Lane, Outcome
 
 log = logging.getLogger(__name__)
@@ -81,9 +82,8 @@ def load(settings: ServerSettings, deliver: Callable[[Sequence[Outcome]], None])
     search_threads = settings.search_threads or cores
     bundle = bundles.open_bundle(settings.bundle, settings.verify)
     index = open_index(settings.index, bundle, search_threads, settings.verify) if settings.index else None
-    choice = variants.choose(bundle.manifest, index.manifest.variant if index else None, settings.variant)
-    chosen: dict[Role, str] = {"question_encoder": choice.question, "context_encoder": choice.passage}
-    loaded = load_towers(bundle, chosen, encode_threads, list(chosen))
+    index_variant = index.manifest.variant if index else None
+    choice, loaded = load_fastest(bundle, index_variant, settings.variant, encode_threads)
     if choice.warning:
         log.warning("%s", choice.warning)
     towers: dict[Lane, Tower] = {"questions": loaded["question_encoder"], "passages": loaded["context_encoder"]}

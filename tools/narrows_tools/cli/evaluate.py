@@ -138,7 +138,7 @@ def _add_local(command: "argparse._ActionsContainer") -> None:
         "--variant",
         default="",
         metavar="V",
-        help="the question encoder's variant (default: the best that passed with the index's own, or fp32)",
+        help="the question encoder's variant (default: the most faithful that passed with the index's own, or fp32)",
     )
     command.add_argument(
         "--threads", type=threads, default=0, metavar="N", help="threads, without a server (default: all cores)"

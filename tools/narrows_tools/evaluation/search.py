@@ -106,7 +106,7 @@ class LocalSearcher:
     def open(cls, bundle_path: Path, index_path: Path, variant: str, threads: int) -> "LocalSearcher":
         """Opens a bundle and an index, and checks that they belong together.
 
-        `variant` is the question encoder's, as in `narrows serve`: empty means the one served by default.
+        `variant` is the question encoder's; empty means the most faithful that is sound with the index's own.
 
         Raises:
             BundleError, IndexFileError, MismatchError: as `narrows serve` would.
