@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-lowest lint format proto proto-lint proto-check proto-baseline bench bench-smoke clean
+.PHONY: help setup demo serve test test-all test-lowest lint format proto proto-lint proto-check proto-baseline bench bench-smoke bench-peers clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -94,7 +94,11 @@ bench: demo ## the demo's MiniLM under load on this machine: about 15 minutes; t
 bench-smoke: demo ## the same in two minutes: for errors, not for times
 	$(BENCH) --quick
 
+bench-peers: demo ## Narrows beside Triton, mosec, LitServe, infinity and others: half an hour, 5 GB of environments
+	$(BIN)/python -m benchmarks.peers.environments
+	$(BIN)/python -m benchmarks.peers.run --bundle $(DEMO)/minilm.bundle
+
 clean: ## delete what make made
-	rm -rf $(VENV) .venv-proto .venv-lowest $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .venv-proto .venv-lowest .venv-peers $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	rm -rf clients/node/node_modules clients/node/gen clients/node/dist
 	$(MAKE) --no-print-directory -C clients/go clean

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -98,9 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=5, help="that count (default: %(default)s)")
     add("--extra-rounds", type=int, default=2, help="at most, in place of those that do not (default: %(default)s)")
     for name, default, of in (
-        ("search", (1.5, 3.0), "each closed loop of the search"),
-        ("closed", (3.0, 5.0), "each closed loop of a round"),
-        ("open", (4.0, 8.0), "each open loop"),
+        ("search", (1.0, 2.5), "each closed loop of the search"),
+        ("closed", (2.5, 4.0), "each closed loop of a round"),
+        ("open", (3.0, 7.0), "each open loop"),
     ):
         add(
             f"--{name}-s",
@@ -142,7 +143,7 @@ def _run(options: argparse.Namespace) -> Result:
         material = prepare(options.bundle, work)
         check = _check(tower, words)
         if options.settings:
-            peers = {name: _cut(peer, options.settings) for name, peer in peers.items()}
+            peers = {name: replace(peer, settings=peer.settings[: options.settings]) for name, peer in peers.items()}
         place = (material, layout.server, work, check)
         served = [PeerServer(name, peer, *place) for name, peer in peers.items() if peer.target]
         in_process = [PeerInProcess(name, peer, *place) for name, peer in peers.items() if not peer.target]
@@ -200,12 +201,6 @@ def _installed(peers: dict[str, Peer]) -> tuple[dict[str, Peer], dict[str, str]]
     there = {name: peer for name, peer in peers.items() if peer.python.exists()}
     missing = "its environment is missing; `python -m benchmarks.peers.environments` makes it, or says why not"
     return there, dict.fromkeys(sorted(set(peers) - set(there)), missing)
-
-
-def _cut(peer: Peer, settings: int) -> Peer:
-    return Peer(
-        peer.environment, peer.runs, peer.command, peer.settings[:settings], peer.target, peer.directory, peer.variables
-    )
 
 
 def _check(tower: Tower, words: Sequence[str]) -> Check:
