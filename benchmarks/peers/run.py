@@ -60,7 +60,8 @@ QUICK = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs or shows a comparison."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers are ended, too
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         if options.show:
             print(table(results.load(options.show)))
@@ -73,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench-peers: interrupted; {options.out} holds what was measured so far", file=sys.stderr)
         return 130
     return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Ends the run, servers first, in some seconds; a second signal (`timeout` sends two) must not cut that short."""
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
