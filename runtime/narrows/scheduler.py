@@ -10,6 +10,7 @@ The rules:
 - Lanes go by priority. A lane with a minimum share runs first while it has had less than that share of the stage's
   time, counted over the batches closed while another lane was waiting too.
 - Work is refused at the door when a lane on its way is full, or when the predicted wait passes its deadline (`admit`).
+  The prediction follows what batches have lately taken under load, beside what the table says of them.
 - Expired and cancelled work leaves the queue without being computed.
 """
 
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 ROUNDING = 1e-9
 DEAD_DEADLINES = 64  # so many, and one for each work that waits, may stay in the heap
+SLOWDOWN_WINDOW = 0.9  # what a batch still counts when the next one has been timed
+SLOWDOWN_PRIOR_MS = 100.0  # so much work is taken to have cost what the table says
+SLOWDOWN_BOUNDS = (0.5, 4.0)  # a process that was suspended must not be refusing for long
 SHARE_WINDOW_MS = 10_000.0  # shares are those of about this much recent competition
 
 
@@ -133,6 +137,8 @@ class Scheduler(Generic[T]):
     def __init__(self, lanes: Sequence[LaneSettings], costs: dict[Lane, CostTable]) -> None:
         self._queues = {lane.name: _Queue[T](lane, costs[lane.name]) for lane in lanes}
         self._busy_until_s = 0.0
+        self._under_load: tuple[float, float] | None = None  # when such a batch began, and its works' milliseconds
+        self._taken_ms = self._expected_ms = SLOWDOWN_PRIOR_MS
         self._deadlines: list[tuple[float, int]] = []  # a heap of (deadline_s, request_id); may name work long gone
 
     def __len__(self) -> int:
@@ -144,17 +150,23 @@ class Scheduler(Generic[T]):
         return len(queue.by_arrival) + len(works) <= queue.settings.max_queued
 
     def own_ms(self, works: Sequence[Work]) -> float:
-        """What `works` themselves take, in full batches."""
-        return sum(self._queues[work.lane].costs.item_ms(work.tokens) for work in works)
+        """What `works` (of one lane) themselves take, in full batches."""
+        costs = self._queues[works[0].lane].costs
+        return sum(costs.item_ms(work.tokens) for work in works)
 
     def predicted_wait_ms(self, lane: Lane, now_s: float) -> float:
         """How long new work of a lane waits before it runs: the running batch, its own lane and those before it."""
-        waiting = max(0.0, (self._busy_until_s - now_s) * 1e3)
+        waiting_ms = 0.0
         for name, queue in self._queues.items():
-            waiting += queue.waiting_ms
+            waiting_ms += queue.waiting_ms
             if name == lane:
                 break
-        return waiting
+        return max(0.0, (self._busy_until_s - now_s) * 1e3) + waiting_ms * self._slowdown()
+
+    def _slowdown(self) -> float:
+        """How many times longer work under load takes than in full batches by the table: padding, noise, other work."""
+        low, high = SLOWDOWN_BOUNDS
+        return min(max(self._taken_ms / self._expected_ms, low), high)
 
     def add(self, entry: Entry[T]) -> None:
         """Queues admitted work."""
@@ -184,6 +196,11 @@ class Scheduler(Generic[T]):
 
     def next_batch(self, now_s: float) -> Batch[T] | None:
         """Closes the next batch, or returns None when nothing waits. Call it when the stage is free to run it."""
+        if self._under_load:  # the batch before left something waiting: all the time since then went into it
+            began_s, expected_ms = self._under_load
+            self._taken_ms = SLOWDOWN_WINDOW * self._taken_ms + (now_s - began_s) * 1e3
+            self._expected_ms = SLOWDOWN_WINDOW * self._expected_ms + expected_ms
+            self._under_load = None
         waiting = [queue for queue in self._queues.values() if queue.by_arrival]
         if not waiting:
             self._deadlines.clear()
@@ -197,6 +214,8 @@ class Scheduler(Generic[T]):
                 for lane in waiting:
                     lane.served_ms /= 2
         self._busy_until_s = now_s + predicted_ms / 1e3
+        if len(self):
+            self._under_load = now_s, sum(queue.costs.item_ms(entry.work.tokens) for entry in entries)
         return Batch(queue.settings.name, entries, predicted_ms)
 
     def finished(self, now_s: float) -> None:

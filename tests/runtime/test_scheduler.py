@@ -25,6 +25,7 @@ GAINING = CostTable(
 # A device whose cost is all padded tokens: batches gain nothing.
 LINEAR = CostTable(tuple(Bucket(tokens, SIZES, tuple(0.1 * size * tokens for size in SIZES)) for tokens in (16, 256)))
 FAR = 1e9
+NUMBERS = itertools.count(1_000_000)  # request ids
 
 
 def work(request_id: int, tokens: int = 16, lane: Lane = "questions", deadline_s: float = FAR) -> Work:
@@ -175,6 +176,46 @@ def test_the_predicted_wait_counts_the_running_batch_and_shrinks_as_it_runs() ->
     assert queue.predicted_wait_ms("questions", 10.005) == pytest.approx(batch.predicted_ms - 5)
     queue.finished(10.006)
     assert queue.predicted_wait_ms("questions", 10.006) == 0.0
+
+
+def run_under_load(queue: Scheduler[None], slowdown: float, now_s: float, batches: int) -> float:
+    """Batches that each leave something waiting, and take `slowdown` times what the table says; returns the time."""
+    for _ in range(batches):
+        add(queue, *(work(next(NUMBERS)) for _ in range(16)), now_s=now_s)
+        batch = queue.next_batch(now_s)
+        assert batch is not None
+        now_s += slowdown * batch.predicted_ms / 1e3
+        queue.finished(now_s)
+    return now_s
+
+
+def test_the_predicted_wait_follows_what_batches_take_under_load() -> None:
+    queue = scheduler()
+    now_s = run_under_load(queue, 2.0, 0.0, 60)
+    queue.next_batch(now_s)
+    queue.finished(now_s)
+    by_the_table_ms = len(queue) * GAINING.item_ms(16)
+    assert queue.predicted_wait_ms("questions", now_s) == pytest.approx(2 * by_the_table_ms, rel=0.02)
+
+
+def test_a_lone_work_that_took_long_changes_no_prediction() -> None:
+    queue = scheduler()
+    add(queue, work(1))
+    next_ids(queue)
+    queue.finished(60.0)
+    add(queue, work(2), now_s=60.0)
+    assert queue.predicted_wait_ms("questions", 60.0) == pytest.approx(GAINING.item_ms(16))
+
+
+def test_a_process_that_was_suspended_does_not_refuse_for_long() -> None:
+    queue = scheduler()
+    now_s = run_under_load(queue, 1.0, 0.0, 5)
+    now_s = run_under_load(queue, 1.0, now_s + 3600, 1)
+    queue.next_batch(now_s)
+    queue.finished(now_s)
+    assert queue.predicted_wait_ms("questions", now_s) <= 4 * len(queue) * GAINING.item_ms(16)
+    now_s = run_under_load(queue, 1.0, now_s, 200)
+    assert queue.predicted_wait_ms("questions", now_s) == pytest.approx(len(queue) * GAINING.item_ms(16), rel=0.02)
 
 
 def test_passages_wait_for_questions_but_not_the_other_way_round() -> None:
