@@ -80,6 +80,8 @@ def test_the_doctor_needs_only_the_base_install() -> None:
         (["index", "info", "x"], "narrows[cpu]"),
         (["eval", "compare", "a", "b"], "narrows[eval]"),
         (["bench", "run", "--bundle", "x"], "narrows[bench]"),
+        (["bench", "compare", "a", "b"], "narrows[bench]"),
+        (["bench", "simulate", "--costs", "x"], "narrows[bench]"),
         (["eval", "retrieval", "--questions", "q.csv", "--server", "x:1"], "narrows[eval]"),
         (["export", "--question-encoder", "a", "--context-encoder", "b", "--out", "c"], "narrows[export]"),
     ],
