@@ -1,9 +1,12 @@
 """RetrievalService: each method hands its request to Answers, and turns what is raised into a gRPC status."""
 
+import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
+
+import grpc.aio
 
 from narrows.server.activity import Activity
 from narrows.server.answers import Answers
@@ -28,7 +31,10 @@ def _rpc(method: Method[Request, Reply]) -> Method[Request, Reply]:
                 return await method(self, request, context)
             except Exception as error:
                 failure = failure_of(error)
-        await context.abort(failure.code, failure.message, failure.trailers())
+        try:
+            await context.abort(failure.code, failure.message, failure.trailers())
+        except grpc.aio.InternalError:  # the caller's own deadline passed meanwhile: nobody is there to be told
+            raise asyncio.CancelledError from None
         raise AssertionError("abort raises")
 
     return wrapped
