@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-ROUNDS = 20  # at most, of the batches that are timed again
+RUNS = 5  # of each batch at most
 TOLERANCE = 0.03  # a batch this close to the best rate is as good: smaller batches keep latency low
 
 
@@ -76,8 +76,8 @@ def measure(
 ) -> CostTable:
     """Times batches of growing size for each length, until a larger batch no longer gains.
 
-    The sizes up to the one after the best of each length are then timed again, in turn, while the budget lasts: so a
-    disturbance meets few runs of each, and the shortest counts.
+    The sizes of each length up to the best one, and the next, are then timed again, in turn, for as long as the budget
+    lasts: so a disturbance meets few runs of each, and the shortest counts.
 
     Args:
         run: runs one batch, given (batch size, tokens).
@@ -102,7 +102,7 @@ def measure(
             fruitless = 0 if size / times[-1] > best * (1 + TOLERANCE) else fruitless + 1
             best = max(best, size / times[-1])
     again = [(tokens, power) for tokens, times in found.items() for power in range(min(_best(times) + 2, len(times)))]
-    for tokens, power in again * ROUNDS:
+    for tokens, power in again * (RUNS - 1):
         if clock() >= end:
             break
         found[tokens][power] = min(found[tokens][power], best_ms(partial(run, 2**power, tokens), 1, timer))
