@@ -87,7 +87,7 @@ class Engine:
         self._search = search
         self._deliver = deliver
         self._clock = clock
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
         self._closing = False
         self._encoding = Scheduler[_Progress](lanes, encode.costs)
         search_costs: dict[Lane, CostTable] = {lane.name: search.costs for lane in lanes} if search else {}
@@ -101,9 +101,12 @@ class Engine:
                 groups.append([search_stage])
             else:
                 groups[0].insert(0, search_stage)  # what is nearly done is finished before more is begun
+        # Each thread sleeps on a condition of its own: a wake-up in vain costs as much as tokenizing a question.
+        wakes = [threading.Condition(self._lock) for _ in groups]
+        self._wakes = {id(stage.scheduler): wake for group, wake in zip(groups, wakes, strict=True) for stage in group}
         self._threads = [
-            threading.Thread(target=self._work, args=(group,), name=f"narrows-engine-{number}", daemon=True)
-            for number, group in enumerate(groups)
+            threading.Thread(target=self._work, args=(group, wake), name=f"narrows-engine-{number}", daemon=True)
+            for number, (group, wake) in enumerate(zip(groups, wakes, strict=True))
         ]
         for thread in self._threads:
             thread.start()
@@ -130,7 +133,7 @@ class Engine:
                 refusals = []
                 for entry in entries:
                     stages[0].add(entry)
-                self._lock.notify_all()
+                self._wakes[id(stages[0])].notify()
         self._deliver_safely(refusals)
 
     def cancel(self, request_ids: Sequence[int]) -> None:
@@ -148,22 +151,26 @@ class Engine:
         """Refuses new work, finishes what is queued, and ends the threads."""
         with self._lock:
             self._closing = True
-            self._lock.notify_all()
+            self._wake_all()
         for thread in self._threads:
             thread.join()
 
     def _schedulers(self) -> list[Scheduler[_Progress]]:
         return [self._encoding] if self._searching is None else [self._encoding, self._searching]
 
-    def _work(self, stages: Sequence[_Stage]) -> None:
+    def _wake_all(self) -> None:
+        for wake in self._wakes.values():
+            wake.notify()
+
+    def _work(self, stages: Sequence[_Stage], wake: threading.Condition) -> None:
         while True:
             with self._lock:
                 job = self._next_job(stages)
                 while job is None:
                     if self._closing and not self._running and not any(map(len, self._schedulers())):
-                        self._lock.notify_all()
+                        self._wake_all()
                         return
-                    self._lock.wait()
+                    wake.wait()
                     job = self._next_job(stages)
             self._deliver_safely(
                 [Outcome(entry.work.request_id, "expired", "the deadline passed in the queue") for entry in job.expired]
@@ -173,7 +180,6 @@ class Engine:
             with self._lock:
                 self._running.difference_update(outcome.request_id for outcome in outcomes)
                 self._cancelled.intersection_update(self._running)
-                self._lock.notify_all()
 
     def _deliver_safely(self, outcomes: Sequence[Outcome]) -> None:
         try:
@@ -230,7 +236,8 @@ class Engine:
                     self._running.discard(work.request_id)
                 else:
                     outcomes.append(Outcome(work.request_id, embedding=progress.embedding, timings=progress.timings))
-            self._lock.notify_all()
+            if self._searching:  # holds something
+                self._wakes[id(self._searching)].notify()
         return outcomes
 
     def _run_search(self, batch: Batch[_Progress]) -> list[Outcome]:
