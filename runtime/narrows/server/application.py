@@ -103,7 +103,8 @@ def load(settings: ServerSettings, deliver: Callable[[Sequence[Outcome]], None])
             f"{bucket.tokens} tokens: {bucket.cap} ({bucket.ms[0]:.1f} ms alone)" for bucket in table.buckets
         )
         log.info("batch caps for %s: %s", lane, caps)
-    search = _search_stage(index.vectors) if index else None
+    # A search of its own thread lets the encoder go on; on one core it would only take turns with it.
+    search = _search_stage(index.vectors, own_thread=index.vectors.affinity == "own" and cores > 1) if index else None
     lanes = [
         LaneSettings("questions", settings.max_queued_questions),
         LaneSettings("passages", settings.max_queued_passages, settings.passages_min_share),
@@ -113,7 +114,7 @@ def load(settings: ServerSettings, deliver: Callable[[Sequence[Outcome]], None])
     return Application(settings, bundle, choice.question, choice.passage, towers, index, engine)
 
 
-def _search_stage(index: Index) -> SearchStage:
+def _search_stage(index: Index, *, own_thread: bool) -> SearchStage:
     """Warms the index up with one of its own kind of vectors and times its batches."""
     queries = np.random.default_rng(0).standard_normal((SEARCH_WARMUP_BATCH, index.dim)).astype(np.float32)
 
@@ -121,4 +122,4 @@ def _search_stage(index: Index) -> SearchStage:
         index.search(queries[:batch_size], SEARCH_WARMUP_K)
 
     table = costs.measure(run, [1], SEARCH_WARMUP_BATCH, SEARCH_WARMUP_BUDGET_MS, time.monotonic)
-    return SearchStage(index.search, table, own_thread=index.affinity == "own")
+    return SearchStage(index.search, table, own_thread)
