@@ -103,16 +103,33 @@ def marked(mark: str = "") -> list[psutil.Process]:
 
 def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
     """SIGTERM to the first process, for it to end the others; SIGKILL to whatever is still there after a while."""
-    members = marked(mark)
+    left = set(marked(mark))
     process.terminate()
-    psutil.wait_procs(members, timeout=GRACE_S)
+    _wait(process, left)
     process.kill()
-    process.wait()
-    while left := marked(mark):
-        for member in left:
+    while found := set(marked(mark)):
+        left |= found
+        for member in found:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
-        psutil.wait_procs(left, timeout=GRACE_S)
+        _wait(process, left)
+    _wait(process, left)  # a dying process has no environment left to be found by, but may hold its port for a moment
+    process.wait()
+
+
+def _wait(process: "subprocess.Popen[bytes]", members: set[psutil.Process]) -> None:
+    """Until all have ended, whether or not somebody has asked for their status; at most for the grace."""
+    until_s = time.monotonic() + GRACE_S
+    while any(map(_runs, members)) and time.monotonic() < until_s:
+        process.poll()
+        time.sleep(POLL_S / 2)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def _answers(spec: TargetSpec) -> bool:
