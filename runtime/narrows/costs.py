@@ -1,6 +1,7 @@
 """How long a batch takes on this machine: measured once at warm-up, then used for every decision of the scheduler."""
 
 import bisect
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -106,7 +107,25 @@ def measure(
         if clock() >= end:
             break
         found[tokens][power] = min(found[tokens][power], best_ms(partial(run, 2**power, tokens), 1, timer))
+    _share(found, max_batch)
     return CostTable(tuple(_bucket(tokens, times) for tokens, times in found.items()))
+
+
+def _share(found: dict[int, list[float]], max_batch: int) -> None:
+    """Lets each length learn from the next: twice as many texts of half the length cost no more.
+
+    Their matrix products have as many rows and attention does less. So a budget too small for large batches of short
+    texts still finds out whether they gain.
+    """
+    for shorter, longer in reversed(list(itertools.pairwise(found))):
+        if longer < 2 * shorter:
+            continue
+        times = found[shorter]
+        for power, ms in enumerate(found[longer], start=1):
+            if power < len(times):
+                times[power] = min(times[power], ms)
+            elif 2**power <= max_batch:
+                times.append(ms)
 
 
 def _best(times: list[float]) -> int:

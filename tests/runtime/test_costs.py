@@ -160,6 +160,21 @@ def test_batches_are_timed_by_their_own_timer() -> None:
     assert table.buckets[0].ms == pytest.approx([5.0])
 
 
+def test_batches_too_large_for_the_budget_are_known_from_longer_texts() -> None:
+    machine = Machine(lambda batch_size, tokens: 100 + batch_size * tokens)
+    table = machine.measure([8, 16, 32], max_batch=4, budget_ms=0)
+    assert machine.runs[1::2] == [(1, 8), (1, 16), (1, 32)]
+    assert [bucket.batch_sizes for bucket in table.buckets] == [(1, 2, 4), (1, 2), (1,)]
+    assert table.buckets[0].ms == pytest.approx([108, 116, 132])
+    assert table.cap(8) == 4
+
+
+def test_nothing_is_learnt_from_texts_of_less_than_twice_the_length() -> None:
+    machine = Machine(lambda batch_size, tokens: 100 + batch_size * tokens)
+    table = machine.measure([32, 48], max_batch=4, budget_ms=0)
+    assert [bucket.batch_sizes for bucket in table.buckets] == [(1,), (1,)]
+
+
 def test_a_clock_that_stands_still_gives_a_time_all_the_same() -> None:
     table = Machine(lambda batch_size, tokens: 0.0).measure([8], max_batch=4, budget_ms=10)
     assert min(table.buckets[0].ms) > 0
@@ -177,20 +192,21 @@ def test_nothing_is_begun_after_the_budget() -> None:
 def test_every_length_is_measured_at_size_one_without_any_budget() -> None:
     machine = Machine(lambda batch_size, tokens: 10.0 * tokens)
     table = machine.measure([8, 16, 32], max_batch=64, budget_ms=0)
-    assert [(bucket.tokens, bucket.batch_sizes) for bucket in table.buckets] == [(8, (1,)), (16, (1,)), (32, (1,))]
+    assert machine.runs == [(1, 8), (1, 8), (1, 16), (1, 16), (1, 32), (1, 32)]
     assert table.ms(1, 32) == pytest.approx(320)
 
 
 def test_later_lengths_get_their_share_of_the_budget() -> None:
     machine = Machine(lambda batch_size, tokens: 10.0)  # would grow for ever
-    table = machine.measure([8, 16, 32, 64], max_batch=2**30, budget_ms=235)
-    assert [len(bucket.batch_sizes) for bucket in table.buckets] == [5, 5, 5, 5]
+    machine.measure([8, 16, 32, 64], max_batch=2**30, budget_ms=235)
+    assert [tokens for _, tokens in machine.runs] == [8] * 6 + [16] * 6 + [32] * 6 + [64] * 6
     assert machine.now_s - 100 == pytest.approx(0.24)
 
 
 def test_what_a_length_leaves_goes_to_the_later_ones() -> None:
     machine = Machine(lambda batch_size, tokens: batch_size * 1.0 if tokens == 8 else 10.0)
-    table = machine.measure([8, 16], max_batch=2**30, budget_ms=200)
-    first, second = (len(bucket.batch_sizes) for bucket in table.buckets)
-    assert first == 3  # no gain
-    assert second == 19  # begun at 18, 28, ..., 198 ms; its share alone would end at 100
+    machine.measure([8, 16], max_batch=2**30, budget_ms=200)
+    assert [tokens for _, tokens in machine.runs].count(8) == 4  # no gain, and a warm-up
+    assert [tokens for _, tokens in machine.runs].count(
+        16
+    ) == 1 + 19  # begun at 18, 28, ..., 198 ms; its share alone would end at 100
