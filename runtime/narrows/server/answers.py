@@ -186,12 +186,14 @@ class Answers:
         """Embeds both lanes at once; the questions' outcomes come first."""
         engine, embed = self._app.engine, self._dispatcher.embed
         lanes: dict[Lane, Sequence[TokenizedText]] = {"questions": questions, "passages": passages}
+        if not (questions and passages):  # the usual call has one lane, and needs no tasks
+            lane: Lane = "questions" if questions else "passages"
+            return await embed(engine, lane, [text.ids for text in lanes[lane]], deadline_s)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(embed(engine, lane, [text.ids for text in texts], deadline_s))
                     for lane, texts in lanes.items()
-                    if texts
                 ]
         except ExceptionGroup as failures:  # the first failure has cancelled the other lane
             raise failures.exceptions[0] from None
