@@ -92,8 +92,9 @@ def load(settings: ServerSettings, deliver: Callable[[Sequence[Outcome]], None])
         bundle.path, choice.question, choice.passage, time.monotonic() - started_s,
     )  # fmt: skip
 
-    budget_ms = settings.warmup_budget_ms / len({id(tower) for tower in towers.values()})
-    measured = {id(tower): tower.measure_costs(budget_ms) for tower in towers.values()}
+    distinct = {id(tower): tower for tower in towers.values()}  # one model may be both towers
+    budget_ms = settings.warmup_budget_ms / len(distinct)
+    measured = {key: tower.measure_costs(budget_ms) for key, tower in distinct.items()}
     encode = EncodeStage(
         towers={lane: tower.encoder.encode for lane, tower in towers.items()},
         costs={lane: measured[id(tower)] for lane, tower in towers.items()},
