@@ -22,6 +22,7 @@ MARK = "NARROWS_BENCH_MARK"  # in the environment of all that a peer starts, wha
 START_TIMEOUT_S = 120.0
 POLL_S = 0.1
 GRACE_S = 4.0  # LitServe never ends by itself
+KILLED_S = 10.0  # for a killed process to be gone
 LOG_TAIL = 800  # characters
 
 
@@ -105,21 +106,23 @@ def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
     """SIGTERM to the first process, for it to end the others; SIGKILL to whatever is still there after a while."""
     left = set(marked(mark))
     process.terminate()
-    _wait(process, left)
+    _wait(process, left, GRACE_S)
     process.kill()
     while found := set(marked(mark)):
         left |= found
         for member in found:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
-        _wait(process, left)
-    _wait(process, left)  # a dying process has no environment left to be found by, but may hold its port for a moment
+        _wait(process, left, KILLED_S)
+    _wait(
+        process, left, KILLED_S
+    )  # a dying process has no environment left to be found by, but may hold its port for a moment
     process.wait()
 
 
-def _wait(process: "subprocess.Popen[bytes]", members: set[psutil.Process]) -> None:
-    """Until all have ended, whether or not somebody has asked for their status; at most for the grace."""
-    until_s = time.monotonic() + GRACE_S
+def _wait(process: "subprocess.Popen[bytes]", members: set[psutil.Process], seconds: float) -> None:
+    """Until all have ended, whether or not somebody has asked for their status; at most for so long."""
+    until_s = time.monotonic() + seconds
     while any(map(_runs, members)) and time.monotonic() < until_s:
         process.poll()
         time.sleep(POLL_S / 2)
