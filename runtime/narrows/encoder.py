@@ -53,7 +53,7 @@ def pad_right(token_ids: Sequence[TokenIds], pad_id: int) -> tuple[npt.NDArray[n
 
 
 class Encoder:
-    """One tower on one device. `encode` may be called from any one thread at a time."""
+    """One tower on one device. `encode` may be called from several threads at a time."""
 
     def __init__(self, model_file: Path, pad_id: int, threads: int) -> None:
         options = onnxruntime.SessionOptions()
