@@ -30,6 +30,11 @@ def passages_file(language: str) -> Path:
     return DIRECTORY / f"passages.{language}.jsonl"
 
 
+def questions_file(language: str) -> Path:
+    """The JSONL file of one language's questions."""
+    return DIRECTORY / f"questions.{language}.jsonl"
+
+
 def passages(language: str) -> list[Passage]:
     """The passages of one language: 300 in English (`en`), 100 in Spanish (`es`)."""
     return [row.passage for row in passage_files.read(passages_file(language))]
@@ -37,7 +42,7 @@ def passages(language: str) -> list[Passage]:
 
 def questions(language: str) -> list[DemoQuestion]:
     """The questions of one language: 130 in English, 70 in Spanish. The first 64 are on different subjects."""
-    rows = [json.loads(line) for line in (DIRECTORY / f"questions.{language}.jsonl").read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in questions_file(language).read_text("utf-8").splitlines()]
     return [
         DemoQuestion(row["id"], row["question"], tuple(row["answers"]), tuple(row["positive_passage_ids"]))
         for row in rows

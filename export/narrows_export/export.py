@@ -23,6 +23,7 @@ from narrows.encoder import Encoder
 from narrows.errors import ExportError, UnpairedTowersError
 from narrows.tokenizer import TowerTokenizer, build_tokenizer
 from narrows_export import checkpoint, checks, graph, recipes, source, vocabulary
+from narrows_export.recipes import Making
 from narrows_export.source import CheckpointFiles
 from narrows_export.tower_id import tower_id
 
@@ -193,7 +194,7 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
     )
     for name in request.variants:
         step(f"{label}: making and checking {name}")
-        made = recipes.add_variant(out, manifest, name, tokenizer, os.cpu_count() or 1)
+        made = recipes.add_variant(out, manifest, name, Making(out.name, tokenizer, os.cpu_count() or 1))
         manifest = replace(manifest, variants={**manifest.variants, name: made})
     report = TowerReport(label, files.name, manifest.tower_id, variant.size_bytes, fused_ops, parity, manifest.variants)
     return _Exported(manifest, report, encoder, tokenizer)

@@ -161,6 +161,20 @@ def _overlap(reference: Scores, among: Scores, best: Rows, slack: Scores) -> npt
     return shares
 
 
+def top10_overlap(reference: Scores, scores: Scores) -> npt.NDArray[np.float64]:
+    """What share of fp32's first ten each question finds by others' scores of the same passages.
+
+    Args:
+        reference: fp32's scores, float32 (questions, passages).
+        scores: the others', of the same shape.
+
+    Returns:
+        float64 (questions,).
+    """
+    slack = TIE_TOLERANCE * np.abs(reference).max(axis=1)
+    return _overlap(reference, reference, _best(scores, OVERLAP_TOP), slack)
+
+
 def _joined(blocks: Sequence[Found]) -> Found:
     return Found(
         passages=blocks[0].passages,

@@ -67,28 +67,40 @@ def read(request: GateRequest) -> GateData:
     passages = [row.passage for row in passage_files.read(request.passages)]
     if not passages:
         raise PassageFileError(f"{request.passages}: it holds no passages")
-    calibration = []
-    for file in request.calibration:
-        texts = calibration_texts(file)
-        calibrated = {text_key(text) for text in texts}
-        _check_disjoint(file, calibrated, "questions", [question.text for question in questions])
-        _check_disjoint(file, calibrated, "passages", [passage.text for passage in passages])
-        calibration.append(_describe(file, texts))
+    calibration = check_calibration(request.calibration, questions, passages)
     return GateData(
         questions=questions,
         passages=tuple(passages),
         question_file=_describe(request.questions, questions),
         passage_file=_describe(request.passages, passages),
-        calibration=tuple(calibration),
+        calibration=calibration,
         where=tuple(f"{key}={json.dumps(value)}" for key, value in request.where.items()),
         seed=request.seed,
         language=request.language,
     )
 
 
+def check_calibration(
+    files: Iterable[Path], questions: Sequence[Question], passages: Sequence[Passage]
+) -> tuple[DataFile, ...]:
+    """Describes files of calibration texts, none of which may be among these questions and passages.
+
+    Raises:
+        GateDataError: one is, by the hash of its normalized text.
+    """
+    described = []
+    for file in files:
+        texts = calibration_texts(file)
+        calibrated = {text_key(text) for text in texts}
+        _check_disjoint(file, calibrated, "questions", [question.text for question in questions])
+        _check_disjoint(file, calibrated, "passages", [passage.text for passage in passages])
+        described.append(_describe(file, texts))
+    return tuple(described)
+
+
 def calibration_texts(file: Path) -> list[str]:
     """The texts of a file of questions or of passages; which of the two, its first line says."""
-    if _holds_passages(file):
+    if holds_passages(file):
         return [row.passage.text for row in passage_files.read(file)]
     return [question.text for question in question_files.read(file)]
 
@@ -108,7 +120,8 @@ def _check_disjoint(file: Path, calibrated: set[str], what: str, texts: Iterable
         )
 
 
-def _holds_passages(file: Path) -> bool:
+def holds_passages(file: Path) -> bool:
+    """Whether a file is one of passages, by its first line; else it is one of questions."""
     lines = TextLines(file, GateDataError)
     first = next((line for line in lines if line.strip()), "")
     if kind(file) == ".jsonl":

@@ -2,28 +2,42 @@
 
     fp16   the layers in half precision, what follows them (pooling, projection, embedding) in single: for GPUs. On a
            CPU, ONNX Runtime computes in single precision and rounds to half in between, which checks the numerics.
-    int8   weights per output channel, activations by one scale a tensor, found anew for every batch: small and quick
-           on a CPU, but an embedding depends on what else is in its batch. Experimental for that reason.
+    int8   products with weights in 8-bit integers, their scales fixed by calibration (narrows_export.quantize): small
+           and quick on a CPU, and an embedding is the same alone and in any batch.
 
 A variant is made from the bundle's own fp32 file, so that the checkpoint is not needed again.
 """
 
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
-from onnxruntime.quantization import QuantType, quantize_dynamic
+import onnxruntime
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from narrows import durable
-from narrows.bundle import REFERENCE_VARIANT, BundleManifest, TowerManifest, Variant, open_bundle, update_manifest
+from narrows.bundle import (
+    REFERENCE_VARIANT,
+    Bundle,
+    BundleManifest,
+    CurvePoint,
+    Quantization,
+    Rounding,
+    TowerManifest,
+    Variant,
+    open_bundle,
+    update_manifest,
+)
 from narrows.encoder import Encoder
 from narrows.errors import BundleError, ExportError
 from narrows.tokenizer import TowerTokenizer
-from narrows_export import checks, normalization
+from narrows_export import calibrate, checks, normalization
+from narrows_export.calibrate import Calibration
 from narrows_export.graph import quiet
+from narrows_export.quantize import Product, products, quantize
 
 FUSED = ("EmbedLayerNormalization", "Attention", "SkipLayerNormalization", "BiasGelu")
 PRUNED_GEMMS = 3  # query, key and value of a last layer that is pruned to CLS
@@ -31,23 +45,54 @@ PRUNED_GEMMS = 3  # query, key and value of a last layer that is pruned to CLS
 OpCounts = dict[str, int]
 
 
+# What int8 is without a search: the best of those tried on MiniLM and a trained DPR pair (benchmarks/notes/int8.md).
+DEFAULT_ALPHA = 0.8
+DEFAULT_PERCENTILE = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """How int8 is made: `roundings` by tower directory, where a search chose them; `curve` is what it compared."""
+
+    texts: Calibration | None = None  # None: those that ship with the exporter
+    roundings: Mapping[str, Rounding] = field(default_factory=dict)
+    curve: tuple[CurvePoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """What a variant is made with, besides the fp32 graph."""
+
+    directory: str  # of the tower in its bundle
+    tokenizer: TowerTokenizer
+    threads: int
+    calibrated: Calibrated = Calibrated()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The operators that a graph must hold, and how it was rounded."""
+
+    op_counts: OpCounts
+    quantization: Quantization | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a variant is made and what it must show.
 
-    `op_counts` are the operators that the graph must hold, from those of the fp32 graph. The golden tolerance is
-    `tolerance_factor` times the variant's own max abs error against fp32; docs/decisions/015 says why.
+    `count` finds the operators of the graph that is made. The golden tolerance is `tolerance_factor` times the
+    variant's own max abs error against fp32; docs/decisions/015 and 026 say why.
     """
 
     name: str
-    make: Callable[[Path, Path], None]
-    op_counts: Callable[[OpCounts], OpCounts]
+    make: Callable[[Path, Path, Making], Made]
+    count: Callable[[Path], OpCounts]
     min_cosine: float
     tolerance_factor: float
-    experimental: bool
 
 
-def make_fp16(fp32: Path, out: Path) -> None:
+def make_fp16(fp32: Path, out: Path, making: Making) -> Made:
     """Converts the layers of a fused graph to half precision; ids, mask, pooling and embedding keep their types."""
     with quiet():
         model = OnnxModel(_joined(fp32))
@@ -57,6 +102,7 @@ def make_fp16(fp32: Path, out: Path) -> None:
         _drop_repeated_casts(model.model.graph)
         model.topological_sort()
     onnx.save(model.model, out)
+    return Made(_fp16_counts(count_operators(fp32)))
 
 
 def _joined(fp32: Path) -> onnx.ModelProto:
@@ -86,17 +132,22 @@ def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
         graph.node.extend(kept.values())
 
 
-def make_int8(fp32: Path, out: Path) -> None:
-    """Quantizes a fused graph dynamically. Without DefaultTensorType the fused operators' types are unknown to it."""
-    with quiet():
-        quantize_dynamic(
-            _joined(fp32),
-            out,
-            op_types_to_quantize=["MatMul", "Attention", "EmbedLayerNormalization"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
+def make_int8(fp32: Path, out: Path, making: Making) -> Made:
+    """Quantizes a fused graph with scales from calibration."""
+    calibration = making.calibrated.texts or calibrate.read(())
+    texts = calibration.token_ids(making.tokenizer, making.directory)
+    seen = calibrate.observe(fp32, texts, making.tokenizer.pad_id, making.threads)
+    model = onnx.load(fp32)
+    default = Rounding(DEFAULT_ALPHA, DEFAULT_PERCENTILE, seen.in_one_row(model))
+    rounding = making.calibrated.roundings.get(making.directory, default)
+    made = quantize(model, seen.rows, rounding)
+    onnx.save(made, out)
+    kept = ("EmbedLayerNormalization", "MultiHeadAttention", "SkipLayerNormalization", "BiasGelu")
+    counts = Counter(node.op_type for node in made.graph.node)
+    fp32_counts = count_operators(fp32)
+    expected = {name: fp32_counts.get(name, 0) for name in kept} | _int8_counts(products(model), rounding)
+    expected["QuantizeLinear"] = counts["QuantizeLinear"]  # one for each activation that is read
+    return Made(expected, Quantization(rounding, calibration.files, making.calibrated.curve))
 
 
 def _normalizations(fp32: OpCounts) -> int:
@@ -111,28 +162,16 @@ def _fp16_counts(fp32: OpCounts) -> OpCounts:
     return {f"{name} (fp16)": operators.get(name, 0) for name in (*FUSED, "MatMul")} | pruned
 
 
-def _int8_counts(fp32: OpCounts) -> OpCounts:
-    """Every product with a weight is in integers; normalization and GELU stay in single precision."""
+def _int8_counts(found: Sequence[Product], rounding: Rounding) -> OpCounts:
+    """Every product is in integers but for those left in float."""
+    kinds = Counter((product.kind, product.name in rounding.in_float) for product in found)
     return {
-        "QEmbedLayerNormalization": fp32["EmbedLayerNormalization"],
-        "QAttention": fp32.get("Attention", 0),
-        "MatMulInteger": fp32["MatMul"] + fp32.get("Gemm", 0),
-        "SkipLayerNormalization": _normalizations(fp32),
-        "BiasGelu": fp32["BiasGelu"],
+        "QAttention": kinds["Attention", False],
+        "Attention": kinds["Attention", True],
+        "MatMulIntegerToFloat": kinds["MatMul", False] + kinds["Gemm", False],
+        "MatMul": kinds["MatMul", True],
+        "Gemm": kinds["Gemm", True],
     }
-
-
-RECIPES = {
-    "fp16": Recipe("fused-fp16", make_fp16, _fp16_counts, min_cosine=0.9999, tolerance_factor=4, experimental=False),
-    "int8": Recipe("dynamic-int8", make_int8, _int8_counts, min_cosine=0.9, tolerance_factor=1, experimental=True),
-}
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Raises ExportError if there is no recipe for one of `names`."""
-    for name in names:
-        if name not in RECIPES:
-            raise ExportError(f"there is no variant {name!r} to make; there are {', '.join(RECIPES)}")
 
 
 def count_operators(file: Path) -> OpCounts:
@@ -144,25 +183,48 @@ def count_operators(file: Path) -> OpCounts:
     )
 
 
-def add_variant(directory: Path, tower: TowerManifest, name: str, tokenizer: TowerTokenizer, threads: int) -> Variant:
+def count_run(file: Path) -> OpCounts:
+    """Operators of the graph that ONNX Runtime runs, all its optimizations done, by name."""
+    with tempfile.TemporaryDirectory() as scratch:
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
+        options.log_severity_level = 3  # it warns that the file is of this machine only
+        onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return count_operators(Path(options.optimized_model_filepath))
+
+
+RECIPES = {
+    "fp16": Recipe("fused-fp16", make_fp16, count_operators, min_cosine=0.9999, tolerance_factor=4),
+    "int8": Recipe("static-int8", make_int8, count_run, min_cosine=0.9, tolerance_factor=1),
+}
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises ExportError if there is no recipe for one of `names`."""
+    for name in names:
+        if name not in RECIPES:
+            raise ExportError(f"there is no variant {name!r} to make; there are {', '.join(RECIPES)}")
+
+
+def add_variant(directory: Path, tower: TowerManifest, name: str, making: Making) -> Variant:
     """Makes a variant of a tower beside its fp32 file, checks it, and records its golden embeddings.
 
     Args:
         directory: of the tower; model and golden file are written there.
         tower: its manifest; only dimensions, length and the fp32 variant's file are read.
         name: fp16 or int8.
-        tokenizer: the tower's.
-        threads: of ONNX Runtime while checking.
+        making: the tower's tokenizer, and how the variant is to be made.
 
     Raises:
-        ExportError: an operator that the recipe demands is missing, or the embeddings are too far from fp32.
+        ExportError: an operator that the recipe demands is missing, or the embeddings are too far from fp32, or depend
+            on their batch.
     """
     recipe = RECIPES[name]
     reference_file = directory / tower.variants[REFERENCE_VARIANT].file
     model_file, golden_file = directory / f"model.{name}.onnx", directory / f"golden.{name}.npz"
-    recipe.make(reference_file, model_file)
-    expected = recipe.op_counts(count_operators(reference_file))
-    found = count_operators(model_file)
+    made = recipe.make(reference_file, model_file, making)
+    tokenizer, threads, expected = making.tokenizer, making.threads, made.op_counts
+    found = recipe.count(model_file)
     counts = {operator: found.get(operator, 0) for operator in expected}
     if counts != expected:
         raise ExportError(f"the {name} graph holds {counts} where its recipe demands {expected}; check the versions")
@@ -179,6 +241,8 @@ def add_variant(directory: Path, tower: TowerManifest, name: str, tokenizer: Tow
             f"the {name} embeddings are too far from fp32: cosine {measured.min_cosine:.5f} for the worst of "
             f"{measured.texts} texts, where {recipe.min_cosine} is demanded"
         )
+    if measured.batch_max_abs_difference:
+        raise ExportError(f"an embedding in {name} depends on its batch (by {measured.batch_max_abs_difference:.1e})")
     checks.golden(encoder, tokenizer).save(golden_file)
     for file in (model_file, golden_file):
         durable.fsync_path(file)
@@ -188,20 +252,27 @@ def add_variant(directory: Path, tower: TowerManifest, name: str, tokenizer: Tow
         size_bytes=model_file.stat().st_size,
         recipe=recipe.name,
         fused_ops=counts,
-        experimental=recipe.experimental,
+        experimental=False,
         parity_max_abs_error=measured.max_abs_error,
         parity_min_cosine=measured.min_cosine,
         batch_max_abs_difference=measured.batch_max_abs_difference,
         golden_file=golden_file.name,
         golden_sha256=durable.sha256_file(golden_file),
         golden_tolerance=max(recipe.tolerance_factor * measured.max_abs_error, checks.PARITY_LIMIT),
+        quantization=made.quantization,
     )
 
 
-def extend_bundle(path: Path, names: Sequence[str], threads: int, step: Callable[[str], None]) -> BundleManifest:
+def extend_bundle(
+    path: Path,
+    names: Sequence[str],
+    threads: int,
+    step: Callable[[str], object],
+    rounding: Callable[[Bundle], Calibrated] | None = None,
+) -> BundleManifest:
     """Adds variants to the towers of a bundle; the manifest names them only when all are made, checked and synced.
 
-    `step` is told, in a few words, what begins.
+    `step` is told, in a few words, what begins; `rounding` says how int8 is made (None: by its defaults).
 
     Raises:
         BundleError: no sound bundle there, or another process is changing it.
@@ -210,16 +281,20 @@ def extend_bundle(path: Path, names: Sequence[str], threads: int, step: Callable
     check_names(names)
 
     def extend(manifest: BundleManifest) -> BundleManifest:
+        for name in names:
+            if any(name in tower.variants for tower in manifest.towers.values()):
+                raise ExportError(f"{path} has {name} already; export to another --out to make it anew")
         bundle = open_bundle(path)
+        calibrated = rounding(bundle) if rounding else Calibrated()
         towers = {tower.directory: tower for tower in manifest.towers.values()}
         for directory, tower in towers.items():
             tokenizer = TowerTokenizer.load(bundle.file(tower, tower.tokenizer_file), tower.tokenizer, tower.max_tokens)
             made = dict(tower.variants)
             for name in names:
-                if name in made:
-                    raise ExportError(f"{path} has {name} already; export to another --out to make it anew")
                 step(f"{directory.replace('_', ' ')}: making and checking {name}")
-                made[name] = add_variant(path / directory, tower, name, tokenizer, threads)
+                made[name] = add_variant(
+                    path / directory, tower, name, Making(directory, tokenizer, threads, calibrated)
+                )
             durable.fsync_path(path / directory)
             towers[directory] = replace(tower, variants=made)
         return replace(manifest, towers={role: towers[tower.directory] for role, tower in manifest.towers.items()})

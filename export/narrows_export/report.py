@@ -2,22 +2,69 @@
 
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from narrows.bundle import BundleManifest
+from narrows.bundle import Bundle, BundleManifest
 from narrows.towers import available_cores
-from narrows_export import gate
+from narrows_export import calibrate, gate, gate_data, int8_search
+from narrows_export.calibrate import Calibration
 from narrows_export.export import STEPS_PER_TOWER, ExportReport, ExportRequest, export_bundle, unpaired_warning
 from narrows_export.gate_data import GateData
+from narrows_export.recipes import Calibrated, extend_bundle
 from narrows_tools.cli.bars import bars
-from narrows_tools.cli.tables import print_quality, print_rows, quality_json, variant_rows
+from narrows_tools.cli.tables import named_variants, print_curve, print_quality, print_rows, quality_json, variant_rows
 
 
-def run(request: ExportRequest, data: GateData | None, as_json: bool) -> int:
-    """Exports and judges with progress bars on stderr, then prints tables, or one JSON object, on stdout."""
+@dataclass(frozen=True, slots=True)
+class Int8Request:
+    """How int8 is to be made: on which texts, and by a search (`auto`) or by the defaults."""
+
+    texts: Calibration
+    data: GateData | None
+    auto: bool
+
+    @classmethod
+    def read(cls, files: Sequence[Path], data: GateData | None, *, auto: bool) -> "Int8Request":
+        """Reads the calibration texts.
+
+        Raises:
+            GateDataError, QuestionFileError, PassageFileError: a file is empty, breaks its format, or has a text in
+                common with the evaluation data.
+        """
+        if data:
+            gate_data.check_calibration(files or calibrate.own_files(), data.questions, data.passages)
+        return cls(calibrate.read(files), data, auto)
+
+
+def add_variants(
+    path: Path, names: Sequence[str], int8: Int8Request | None, data: GateData | None, threads: int
+) -> BundleManifest:
+    """Adds variants to a bundle, and judges it if there is data, with progress bars on stderr.
+
+    Raises:
+        BundleError, ExportError: as `recipes.extend_bundle`.
+    """
+    with bars() as start:
+        advance = start("making variants", len(names))
+
+        def rounding(bundle: Bundle) -> Calibrated:
+            nonlocal advance
+            if int8 is None or not int8.auto:
+                return Calibrated(int8.texts if int8 else None)
+            found = int8_search.search(bundle, int8.texts, int8.data, threads, start)
+            advance = start("making variants", len(names))
+            return Calibrated(int8.texts, found.roundings, found.curve)
+
+        manifest = extend_bundle(path, names, threads, lambda what: advance(1), rounding)
+    return run_gate(path, data, threads) if data else manifest
+
+
+def run(request: ExportRequest, data: GateData | None, int8: Int8Request | None, as_json: bool) -> int:
+    """Exports, adds int8 and judges with progress bars on stderr, then prints tables, or one JSON object, on stdout."""
     total = 2 + 2 * (STEPS_PER_TOWER + len(request.variants)) + 1
     with tqdm(total=total, unit="step", file=sys.stderr, bar_format="{n_fmt}/{total_fmt} {elapsed} {desc}") as bar:
 
@@ -28,18 +75,32 @@ def run(request: ExportRequest, data: GateData | None, as_json: bool) -> int:
         report = export_bundle(request, step)
         bar.total = bar.n
         bar.set_description_str("done")
-    judged = run_gate(request.out, data, available_cores()) if data else None
+    if int8:
+        judged = add_variants(request.out, ["int8"], int8, data, available_cores())
+        report = with_variants(report, judged)
+    elif data:
+        judged = run_gate(request.out, data, available_cores())
+    else:
+        judged = None
     if as_json:
-        quality = quality_json(judged) if judged else {}
+        quality = quality_json(judged) if judged and data else {}
         print(json.dumps({**asdict(report), **quality}))
     else:
         print_table(report)
         if judged:
+            print_curve(judged)
+        if judged and data:
             print()
             print_quality(judged)
     if not report.pair_check.passed:
         print(f"\nWARNING: {unpaired_warning(report.pair_check)}.", file=sys.stderr)
     return 0
+
+
+def with_variants(report: ExportReport, manifest: BundleManifest) -> ExportReport:
+    """The report with the variants that the manifest has by now."""
+    variants = dict(named_variants(manifest))
+    return replace(report, towers=tuple(replace(tower, variants=variants[tower.tower]) for tower in report.towers))
 
 
 def run_gate(bundle: Path, data: GateData, threads: int) -> BundleManifest:

@@ -19,7 +19,7 @@ from typing import Literal
 from narrows import durable, integrity, manifests
 from narrows.errors import BundleError
 from narrows.integrity import Sealed, Verify
-from narrows.quality import QualityReport
+from narrows.quality import DataFile, QualityReport
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -65,6 +65,46 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Rounding:
+    """How a graph is quantized to int8 (narrows_export.quantize); with `alpha` 0 nothing is migrated.
+
+    `percentile` of an activation's values are inside its range, and as many beyond one end as beyond the other.
+    `in_float` names the products that stay in single precision.
+    """
+
+    alpha: float
+    percentile: float
+    in_float: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One of the roundings that a search compared; the same number of products a tower beyond those of one row.
+
+    `speedup` is over fp32 on the machine that searched, in CPU time, the geometric mean over batches of several
+    shapes. `expected_overlap` is the low end of the top-10 overlap expected at `passages`; None: not measured.
+    """
+
+    alpha: float
+    percentile: float
+    left_in_float: int
+    speedup: float
+    expected_overlap: float | None
+    passages: int
+    data: Literal["evaluation", "held-out calibration"]
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How an int8 variant was rounded, on which texts its ranges were observed, and what else was tried."""
+
+    rounding: Rounding
+    calibration: tuple[DataFile, ...]
+    curve: tuple[CurvePoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One numeric form of a tower. `golden_tolerance` bounds the max abs error at load.
 
@@ -84,6 +124,7 @@ class Variant:
     golden_file: str
     golden_sha256: str
     golden_tolerance: float
+    quantization: Quantization | None = None  # of int8
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,7 @@ def test_questions_go_by_what_a_server_would_choose_and_passages_by_the_indexs_o
     system = ["--questions", str(QUESTIONS), "--bundle", str(variants_bundle.path), "--index", str(int8_index)]
     done = run_narrows("eval", action, *system, "--limit", "20", "-k", "5", "--json", *wanted)
     assert done.returncode == 0, done.stderr
-    assert f"WARNING: questions by {questions_by} with passages by int8: experimental: " in done.stderr
+    assert f"WARNING: questions by {questions_by} with passages by int8: unverified: " in done.stderr
     found = json.loads(done.stdout)
     if action == "retrieval":
         assert (found["searched"]["variant"], found["searched"]["passage_variant"]) == (questions_by, "int8")

@@ -38,7 +38,7 @@ def indexes(variants_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
     ("index_variant", "flags", "served", "warning"),
     [
         ("fp32", [], ("fp32", "fp32"), None),
-        ("fp32", ["--variant", "int8"], ("int8", "fp32"), "questions by int8 with passages by fp32: experimental: "),
+        ("fp32", ["--variant", "int8"], ("int8", "fp32"), "questions by int8 with passages by fp32: unverified: "),
         (
             "fp16",
             [],
@@ -116,5 +116,5 @@ def test_an_index_is_built_by_the_variant_asked_for(variants_bundle: Bundle, tmp
     assert built.returncode == 0, built.stderr
     assert json.loads(built.stdout)["count"] == 100
     assert read_manifest(out)[1].variant == name
-    warned = "served by default with questions by fp32 with passages by int8: experimental" in built.stderr
+    warned = "served by default with questions by fp32 with passages by int8: unverified" in built.stderr
     assert warned == (name == "int8")

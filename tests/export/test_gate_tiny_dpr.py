@@ -45,8 +45,8 @@ def test_every_pair_of_variants_over_all_passages(shared: Path, tmp_path: Path) 
             assert questions_counted(report) == report.questions.texts == 5664
             assert [scale.passages for scale in report.scales] == [1000, 4000, 16_176]
             if "int8" in (question, passage):
-                assert status == "experimental"
-                assert report.scales[-1].top10_overlap.mean < 0.99
+                assert status in ("passed", "failed")
+                assert 0.9 < report.scales[-1].top10_overlap.mean < 0.99
             else:
                 assert status == ("reference" if question == passage == "fp32" else "passed")
                 assert report.scales[-1].top10_overlap.low > 0.99

@@ -115,8 +115,13 @@ def test_too_little_data_decides_nothing(size: dict[str, object], overlap_low: f
 
 @pytest.fixture
 def manifest(variants_bundle: Bundle) -> BundleManifest:
+    """With an int8 that is experimental, as dynamic int8 was in earlier bundles."""
     assert variants_bundle.manifest.quality == ()
-    return variants_bundle.manifest
+    towers = {}
+    for role, tower in variants_bundle.manifest.towers.items():
+        int8 = replace(tower.variants["int8"], experimental=True)
+        towers[role] = replace(tower, variants={**tower.variants, "int8": int8})
+    return replace(variants_bundle.manifest, towers=towers)
 
 
 def with_reports(manifest: BundleManifest, *reports: QualityReport) -> BundleManifest:

@@ -79,8 +79,8 @@ def add_gate_arguments(command: argparse.ArgumentParser, *, required: bool) -> N
         action="append",
         default=[],
         metavar="FILE",
-        help="questions or passages that a variant was calibrated on (repeatable); texts shared with the gate's are "
-        "refused",
+        help="questions or passages that int8 is, or was, calibrated on (repeatable); texts shared with the gate's "
+        "are refused",
     )
     command.add_argument(
         "--gate-answers", choices=("string", "regex"), default="string", help="what the answers are (default: string)"
@@ -99,6 +99,18 @@ def add_gate_arguments(command: argparse.ArgumentParser, *, required: bool) -> N
     )
     command.add_argument(
         "--gate-language", default="", metavar="L", help="language of the texts, such as en; only recorded"
+    )
+
+
+def add_int8_argument(command: argparse.ArgumentParser) -> None:
+    """Adds the argument that says how int8 is made."""
+    command.add_argument(
+        "--int8",
+        choices=("default", "auto"),
+        help="make int8, by default settings or by a search (auto) for the fastest rounding that keeps fp32's answers: "
+        "on the gate's questions and passages where they are given, else on held-out calibration texts; minutes for "
+        "a 6-layer tower, an hour or more for BERT-base. Either is calibrated on --calibration, by default on the "
+        "texts that ship with the exporter",
     )
 
 

@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.errors import SettingsError
 from narrows_tools.cli import tables
-from narrows_tools.cli.arguments import add_gate_arguments, gate_request, threads
+from narrows_tools.cli.arguments import add_gate_arguments, add_int8_argument, gate_request, threads
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -34,10 +33,15 @@ def add(commands: "Commands") -> None:
         help="add fp16 or int8 to a bundle",
         description="Makes further variants of a bundle's towers from their fp32 graphs; the checkpoints are not "
         "needed again. Needs narrows[export].",
-        epilog="example:\n  narrows bundle add-variants nq.bundle --variants fp16,int8",
+        epilog="examples:\n  narrows bundle add-variants nq.bundle --variants fp16,int8\n"
+        "  narrows bundle add-variants nq.bundle --int8 auto --calibration train.jsonl \\\n"
+        "                 --gate-questions nq-dev.qa.csv --gate-passages passages.tsv.gz\n\n"
+        "With questions and passages the bundle is judged by them afterwards (see narrows bundle gate --help).",
     )
     extend.add_argument("bundle", type=Path, metavar="BUNDLE")
-    extend.add_argument("--variants", required=True, metavar="LIST", help="what to make, such as fp16,int8")
+    extend.add_argument("--variants", default="", metavar="LIST", help="what to make, such as fp16,int8")
+    add_int8_argument(extend)
+    add_gate_arguments(extend, required=False)
     extend.add_argument("--threads", type=threads, default=0, metavar="N", help="threads (default: all cores)")
     extend.add_argument("--json", action="store_true", help="print the variants as JSON instead of a table")
     extend.set_defaults(run=run_add_variants, extra="export")
@@ -87,6 +91,7 @@ def run_info(options: argparse.Namespace) -> int:
     tables.print_rows(rows)
     print()
     tables.print_rows(tables.variant_rows(tables.named_variants(manifest)))
+    tables.print_curve(manifest)
     print()
     tables.print_quality(manifest)
     return 0
@@ -94,27 +99,28 @@ def run_info(options: argparse.Namespace) -> int:
 
 def run_add_variants(options: argparse.Namespace) -> int:
     """Adds variants, with progress on stderr."""
-    from tqdm import tqdm
-
     from narrows.towers import available_cores
-    from narrows_export.recipes import extend_bundle
-    from narrows_tools.cli.export import other_variants
+    from narrows_export import report
+    from narrows_tools.cli.export import gate_data_of, int8_request, other_variants
 
-    names = other_variants(options.variants)
+    listed = other_variants(options.variants)
+    names = (*listed, "int8") if options.int8 and "int8" not in listed else listed
     if not names:
         raise SettingsError(f"--variants {options.variants} names nothing to make: every bundle has fp32")
-    with tqdm(unit="step", file=sys.stderr, bar_format="{n_fmt} {elapsed} {desc}") as bar:
-
-        def step(what: str) -> None:
-            bar.set_description_str(what, refresh=False)
-            bar.update()
-
-        manifest = extend_bundle(options.bundle, names, options.threads or available_cores(), step)
+    int8 = (options.int8 or "default") if "int8" in names else None
+    data = gate_data_of(options) if options.gate_questions or options.gate_passages else None
+    threads = options.threads or available_cores()
+    manifest = report.add_variants(options.bundle, names, int8_request(int8, options.calibration, data), data, threads)
     towers = tables.named_variants(manifest)
     if options.json:
         print(json.dumps({tower: {name: asdict(each) for name, each in made.items()} for tower, made in towers}))
+        return 0
+    tables.print_rows(tables.variant_rows(towers))
+    tables.print_curve(manifest)
+    if data:
+        print()
+        tables.print_quality(manifest)
     else:
-        tables.print_rows(tables.variant_rows(towers))
         print("\nno pair with a new variant is served by default before `narrows bundle gate` has passed it")
     return 0
 

@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.errors import ExportError
-from narrows_tools.cli.arguments import TEXT_PRESETS, add_gate_arguments, gate_request
+from narrows_tools.cli.arguments import TEXT_PRESETS, add_gate_arguments, add_int8_argument, gate_request
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from narrows_export.gate_data import GateData
+    from narrows_export.report import Int8Request
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -23,7 +28,7 @@ def add(commands: "Commands") -> None:
                  --context-encoder facebook/dpr-ctx_encoder-single-nq-base --out nq.bundle
   narrows export --question-encoder ./my-question-tower --context-encoder ./my-context-tower --out my.bundle
   narrows export --question-encoder ./all-MiniLM-L6-v2 --context-encoder ./all-MiniLM-L6-v2 --out minilm.bundle \\
-                 --variants fp32,int8 --gate-questions questions.jsonl --gate-passages passages.tsv
+                 --int8 auto --gate-questions questions.jsonl --gate-passages passages.tsv
 
 The gate judges every pair of variants by what it finds (see narrows bundle gate --help), and may also run later.
 
@@ -62,6 +67,7 @@ DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
     command.add_argument(
         "--allow-unpaired", action="store_true", help="write the bundle even if the towers fail the pair check"
     )
+    add_int8_argument(command)
     add_gate_arguments(command, required=False)
     command.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     command.set_defaults(run=run, extra="export")
@@ -87,14 +93,36 @@ def run(options: argparse.Namespace) -> int:
         max_tokens=options.max_tokens,
         text_preset=options.text_preset,
         allow_unpaired=options.allow_unpaired,
-        variants=other_variants(options.variants),
+        variants=tuple(name for name in other_variants(options.variants) if name != "int8"),
     )
-    narrowed = options.calibration or options.gate_where or options.gate_limit or options.gate_language
-    if not (options.gate_questions or options.gate_passages or narrowed):
-        return report.run(request, None, options.json)
-    if not (options.gate_questions and options.gate_passages):
+    int8 = options.int8 or ("default" if "int8" in other_variants(options.variants) else None)
+    gated = bool(options.gate_questions or options.gate_passages)
+    if not gated and (options.gate_where or options.gate_limit or options.gate_language):
         raise ExportError("a gate needs both --gate-questions and --gate-passages")
+    if not gated and options.calibration and not int8:
+        raise ExportError("--calibration is for int8 or for a gate, and neither is asked for")
+    # Files are read first, so that a bad one is found before minutes of export.
+    data = gate_data_of(options) if gated else None
+    return report.run(request, data, int8_request(int8, options.calibration, data), options.json)
+
+
+def gate_data_of(options: argparse.Namespace) -> "GateData":
+    """Reads what a gate is to judge with.
+
+    Raises:
+        ExportError: one of its two files is not named.
+    """
     from narrows_export import gate_data
 
-    data = gate_data.read(gate_request(options))  # first, so that a bad file is found before minutes of export
-    return report.run(request, data, options.json)
+    if not (options.gate_questions and options.gate_passages):
+        raise ExportError("a gate needs both --gate-questions and --gate-passages")
+    return gate_data.read(gate_request(options))
+
+
+def int8_request(how: str | None, calibration: "Sequence[Path]", data: "GateData | None") -> "Int8Request | None":
+    """How int8 is to be made; reads the calibration texts."""
+    if how is None:
+        return None
+    from narrows_export.report import Int8Request
+
+    return Int8Request.read(calibration, data, auto=how == "auto")

@@ -36,6 +36,39 @@ def variant_rows(towers: "Iterable[tuple[str, Mapping[str, Variant]]]") -> list[
     return rows
 
 
+def curve_rows(manifest: "BundleManifest") -> list[Row]:
+    """What a search for int8 compared, and which it took; empty where none was made."""
+    int8 = next((tower.variants["int8"] for tower in manifest.towers.values() if "int8" in tower.variants), None)
+    if int8 is None or int8.quantization is None or not int8.quantization.curve:
+        return []
+    curve = int8.quantization.curve
+    data = "" if curve[0].data == "evaluation" else f", by {curve[0].data} texts"
+    rows: list[Row] = [("left in float", "alpha", "percentile", "speed", "top-10 overlap expected at", "")]
+    for point in curve:
+        overlap = "-" if point.expected_overlap is None else f"{point.expected_overlap:.3f}"
+        rows.append(
+            (
+                str(point.left_in_float),
+                f"{point.alpha:g}",
+                f"{point.percentile:g}",
+                f"{point.speedup:.2f}x",
+                f"{overlap} ({point.passages} passages{data})",
+                "enough" if point.passed else "too little",
+            )
+        )
+    return rows
+
+
+def print_curve(manifest: "BundleManifest") -> None:
+    """Prints what a search for int8 compared, if there was one."""
+    rows = curve_rows(manifest)
+    if rows:
+        print(
+            "\nint8: speed over fp32 on the machine that made it, and answers kept; the fastest with enough was taken"
+        )
+        print_rows(rows)
+
+
 def named_variants(manifest: "BundleManifest") -> "list[tuple[str, dict[str, Variant]]]":
     """The towers' names, and the variants of each; a tower that is both is there once."""
     towers = {tower.directory: tower.variants for tower in manifest.towers.values()}
