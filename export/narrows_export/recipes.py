@@ -142,7 +142,7 @@ def make_int8(fp32: Path, out: Path, making: Making) -> Made:
     rounding = making.calibrated.roundings.get(making.directory, default)
     made = quantize(model, seen.rows, rounding)
     onnx.save(made, out)
-    kept = ("EmbedLayerNormalization", "MultiHeadAttention", "SkipLayerNormalization", "BiasGelu")
+    kept = ("EmbedLayerNormalization", "MultiHeadAttention", normalization.SPLIT, normalization.FUSED, "BiasGelu")
     counts = Counter(node.op_type for node in made.graph.node)
     fp32_counts = count_operators(fp32)
     expected = {name: fp32_counts.get(name, 0) for name in kept} | _int8_counts(products(model), rounding)

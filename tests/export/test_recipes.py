@@ -45,7 +45,8 @@ INT8_OPERATORS = {
     "QuantizeLinear": 4 * (LAYERS - 1) + 1,
     "MatMul": 3,
     "Gemm": 1,
-    "SkipLayerNormalization": 2 * LAYERS,
+    "LayerNormalization": 2 * LAYERS,
+    "SkipLayerNormalization": 0,
     "BiasGelu": LAYERS,
 }
 LAST = f"layer.{LAYERS - 1}"
