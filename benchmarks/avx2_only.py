@@ -4,9 +4,9 @@
     PYTHONPATH=DIRECTORY:$PYTHONPATH python -m ...
 
 ONNX Runtime chooses its kernels by cpuid when it is loaded, and no setting forbids it AVX-512 or VNNI. Where Linux on
-x86-64 reads the flags, three comparisons of the copied library are changed so that they find neither. They were found
+x86-64, the comparisons of the copied library that look for them are changed so that they find neither. They were found
 by disassembling ONNX Runtime 1.31.1 and are searched for by their bytes; another build in which they are not found as
-often as expected is refused. `narrows_export.int8_search` says which kernels a recipe was timed with.
+often as expected is refused. `perf record` shows which kernels run.
 """
 
 import re

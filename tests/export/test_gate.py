@@ -214,7 +214,9 @@ def test_bad_gate_data_is_found_before_the_export_begins(tmp_path: Path, capsys:
     assert "130 of the gate's questions are also in the calibration data" in capsys.readouterr().err
     assert main([*export, *DEMO[:2]]) == 1
     assert "a gate needs both --gate-questions and --gate-passages" in capsys.readouterr().err
-    for alone in (["--calibration", str(QUESTION_FILE)], ["--gate-where", "a=1"], ["--gate-limit", "5"]):
+    assert main([*export, "--calibration", str(QUESTION_FILE)]) == 1
+    assert "--calibration is for int8 or for a gate, and neither is asked for" in capsys.readouterr().err
+    for alone in (["--gate-where", "a=1"], ["--gate-limit", "5"]):
         assert main([*export, *alone]) == 1
         assert "a gate needs both" in capsys.readouterr().err
 

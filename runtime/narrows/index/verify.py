@@ -108,7 +108,7 @@ def _check(
             return  # a sample of them would say nothing
         tower = load_towers(bundle, manifest.variant, threads, ["context_encoder"])["context_encoder"]
         variant = tower.manifest.variants[manifest.variant]
-        # What is stored was encoded in batches, what it is compared with is not: 0.0 but for dynamic int8.
+        # What is stored was encoded in batches, what it is compared with is not: 0.0 but for older int8.
         report.tolerance = variant.golden_tolerance + variant.batch_max_abs_difference
         _encode_again(report, opened.passages, vectors, tower, sample, seed)
 
