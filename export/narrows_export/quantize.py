@@ -89,15 +89,16 @@ def quantize(model: onnx.ModelProto, seen: Mapping[str, Floats], rounding: Round
         readers = [kept[place].weight for place in chosen if kept[place].source == source]
         if rounding.alpha:
             divisors[source] = _divisor(seen[source], readers, rounding.alpha)
-    rows = {source: values / divisors.get(source, np.float32(1)) for source, values in seen.items()}
     for place in chosen:
         product = kept[place]
         if product.source in divisors:
             kept[place] = replace(product, weight=product.weight * divisors[product.source][:, None])
-    for source in list(divisors):
+    multiplied = dict(divisors)
+    for source, divisor in divisors.items():
         values = _values_before(graph, source)
         if values in kept:
-            kept[values] = _divided(kept[values], divisors.pop(source))
+            kept[values] = _divided(kept[values], divisor)
+            del multiplied[source]
 
     nodes: list[onnx.NodeProto] = []
     constants: Constants = {}
@@ -109,9 +110,10 @@ def quantize(model: onnx.ModelProto, seen: Mapping[str, Floats], rounding: Round
             nodes.append(_in_float(node, kept[place], constants))
         else:
             source = kept[place].source
+            rows = seen[source] / divisors.get(source, np.float32(1))
             if source not in quantized:
-                quantized[source] = _quantized(source, rows[source], divisors.get(source), rounding, nodes, constants)
-            nodes.append(_in_integers(node, kept[place], rows[source], quantized[source], constants))
+                quantized[source] = _quantized(source, rows, multiplied.get(source), rounding, nodes, constants)
+            nodes.append(_in_integers(node, kept[place], rows, quantized[source], constants))
     return _rebuilt(model, nodes, constants)
 
 
