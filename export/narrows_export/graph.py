@@ -2,9 +2,10 @@
 
 optimum's TorchScript exporter with eager attention, then ONNX Runtime's transformer optimizer. What the optimizer does
 not recognize it leaves unfused without a word, so the counts are checked. Segment ids are no input: BERT fills in
-zeros, which become a constant of the graph. Two changes follow for speed: normalizations are split into operators
-with quicker kernels (narrows_export.normalization), and a CLS-pooled tower is pruned (narrows_export.pruning) and held
-to the bits that it had; of a mean-pooled one every row is read, so there is nothing to prune.
+zeros, which become a constant of the graph. Three changes follow for speed: normalizations are split into operators
+with quicker kernels (narrows_export.normalization), padding is dropped outside of attention (narrows_export.packing),
+and a CLS-pooled tower is pruned (narrows_export.pruning); of a mean-pooled one every row is read, so there is nothing
+to prune. The last two are held to the bits that the graph had.
 """
 
 import logging
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from onnxruntime.transformers import optimizer
@@ -23,11 +25,14 @@ from optimum.exporters.onnx.model_configs import BertOnnxConfig
 
 from narrows.encoder import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Encoder
 from narrows.errors import CheckpointError, ExportError
-from narrows_export import normalization, pruning
+from narrows_export import normalization, packing, pruning
 from narrows_export.checkpoint import TorchTower
 
 OPSET = 17
 FUSED_DOMAIN = "com.microsoft"
+# Other machines' kernels may round otherwise; a wrong weight, row or mask shows far above it.
+EQUALITY_LIMIT = 1e-5
+LENGTHS = (2, 7, 16, 33, 64)
 
 
 class TowerOnnxConfig(BertOnnxConfig):  # type: ignore[misc]
@@ -71,7 +76,7 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
 
     Raises:
         CheckpointError: an activation or position embedding that the recipe does not cover.
-        ExportError: the optimizer did not fuse what the recipe demands, or pruning changed the embeddings.
+        ExportError: the optimizer did not fuse what the recipe demands, or packing or pruning changed the embeddings.
     """
     config = tower.model.config
     if config.hidden_act != "gelu" or getattr(config, "position_embedding_type", "absolute") != "absolute":
@@ -81,13 +86,41 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
         )
     model = fuse(tower, file.with_suffix(".raw.onnx"))
     normalization.split(model)
-    onnx.save(model, file)
-    counts = split_recipe(tower)
-    return _prune(tower, model, file, counts) if tower.pooling == "cls" else counts
+    padded = file.with_suffix(".padded.onnx")
+    try:
+        onnx.save(model, padded)
+        packing.pack(model)
+        if tower.pooling == "cls":
+            pruning.prune_to_cls(model)
+        counts = packing.packed_counts(split_recipe(tower))
+        _check_counts("packing left", model, counts)
+        onnx.save(model, file)
+        reference, encoder = (Encoder(graph, pad_id=0, threads=1) for graph in (padded, file))
+        check_equal(reference, encoder, config.vocab_size, tower.max_tokens)
+    finally:
+        padded.unlink(missing_ok=True)
+    return counts
+
+
+def check_equal(padded: Encoder, packed: Encoder, vocabulary_size: int, max_tokens: int) -> None:
+    """Compares a packed graph with the one that it was made from, on random ids: alone, and padded in a batch.
+
+    Raises:
+        ExportError: the embeddings differ, by more than the rounding of an unknown machine.
+    """
+    random = np.random.default_rng(0)
+    texts = [random.integers(0, vocabulary_size, min(length, max_tokens)) for length in (*LENGTHS, max_tokens)]
+    batches = [texts, *([text] for text in texts)]
+    worst = max(float(np.abs(packed.encode(batch) - padded.encode(batch)).max()) for batch in batches)
+    if not worst <= EQUALITY_LIMIT:
+        raise ExportError(
+            f"the packed graph differs from the padded one by {worst:.2e}; the limit is {EQUALITY_LIMIT:.0e}: "
+            "check the versions installed"
+        )
 
 
 def fuse(tower: TorchTower, raw: Path) -> onnx.ModelProto:
-    """Returns the optimizer's graph of a tower, neither split nor pruned; `raw` is a file for optimum, deleted again.
+    """Returns the optimizer's graph of a tower, otherwise unchanged; `raw` is a file for optimum, deleted again.
 
     Raises:
         ExportError: the optimizer did not fuse what the recipe demands.
@@ -112,22 +145,6 @@ def fuse(tower: TorchTower, raw: Path) -> onnx.ModelProto:
     _name_output(model, tower)
     model.opset_import.append(onnx.helper.make_opsetid(FUSED_DOMAIN, 1))
     return model
-
-
-def _prune(tower: TorchTower, model: onnx.ModelProto, file: Path, counts: dict[str, int]) -> dict[str, int]:
-    """Prunes a graph that `file` holds already, and puts it there once its embeddings are the same."""
-    expected = pruning.pruned_counts(counts)
-    pruning.prune_to_cls(model)
-    _check_counts("pruning left", model, expected)
-    pruned = file.with_suffix(".pruned.onnx")
-    try:
-        onnx.save(model, pruned)
-        reference, encoder = (Encoder(graph, pad_id=0, threads=1) for graph in (file, pruned))
-        pruning.check_equal(reference, encoder, tower.model.config.vocab_size, tower.max_tokens)
-        pruned.replace(file)
-    finally:
-        pruned.unlink(missing_ok=True)
-    return expected
 
 
 def _check_counts(what: str, model: onnx.ModelProto, expected: dict[str, int]) -> None:

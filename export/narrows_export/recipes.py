@@ -40,7 +40,7 @@ from narrows_export.graph import quiet
 from narrows_export.quantize import Product, products, quantize
 
 FUSED = ("EmbedLayerNormalization", "Attention", "SkipLayerNormalization", "BiasGelu")
-PRUNED_GEMMS = 3  # query, key and value of a last layer that is pruned to CLS
+GEMMS = 3  # query, key and value of an attention without products of its own
 
 OpCounts = dict[str, int]
 
@@ -156,10 +156,10 @@ def _normalizations(fp32: OpCounts) -> int:
 
 
 def _fp16_counts(fp32: OpCounts) -> OpCounts:
-    """Every operator of the layers reads weights in half precision; of a pruned last one, too."""
-    pruned = {"Gemm (fp16)": PRUNED_GEMMS} if "MultiHeadAttention" in fp32 else {}
+    """Every operator of the layers reads weights in half precision; bundles made before packing hold Attention."""
     operators = fp32 | {normalization.FUSED: _normalizations(fp32)}
-    return {f"{name} (fp16)": operators.get(name, 0) for name in (*FUSED, "MatMul")} | pruned
+    counts = {f"{name} (fp16)": operators.get(name, 0) for name in (*FUSED, "MatMul")}
+    return counts | {"Gemm (fp16)": GEMMS * fp32.get("MultiHeadAttention", 0)}
 
 
 def _int8_counts(found: Sequence[Product], rounding: Rounding) -> OpCounts:

@@ -1,4 +1,4 @@
-"""The last layer of a CLS-pooled tower for one row: the embeddings stay the same to the last bit, in every batch."""
+"""Packed graphs, and the last layer of a CLS-pooled tower for one row: the same bits as before, in every batch."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from checkpoints import Pair, write_dpr
 from onnx import helper, numpy_helper
 
 from narrows.bundle import Role
-from narrows.encoder import ATTENTION_MASK, INPUT_IDS, Embeddings, Encoder
+from narrows.encoder import ATTENTION_MASK, INPUT_IDS, Embeddings, Encoder, pad_right
 from narrows.errors import ExportError
 from narrows.tokenizer import TokenIds
-from narrows_export import checkpoint, graph, normalization, pruning, source
+from narrows_export import checkpoint, graph, normalization, packing, pruning, source
 from narrows_export.checkpoint import TorchTower
 
 ROLES: tuple[Role, ...] = ("question_encoder", "context_encoder")
@@ -25,11 +25,12 @@ LENGTHS = (2, 3, 5, 8, 9, 14, 14, 16, 17, 31, 33, 64, 65, 100, 128, 129, 255, 25
 
 @dataclass(frozen=True)
 class Graphs:
-    """The same tower before pruning, its normalizations split, and as it is exported."""
+    """The same tower padded and whole, its normalizations split; packed; and as it is exported."""
 
     tower: TorchTower
     whole: Path
-    pruned: Path
+    packed: Path
+    exported: Path
     counts: dict[str, int]
 
     def texts(self) -> list[TokenIds]:
@@ -45,16 +46,20 @@ def make(directory: Path, role: Role, out: Path) -> Graphs:
     whole = graph.fuse(tower, out / "raw.onnx")
     normalization.split(whole)
     onnx.save(whole, out / "whole.onnx")
+    packing.pack(whole)
+    onnx.save(whole, out / "packed.onnx")
     counts = graph.export_fp32(tower, out / "model.onnx")
-    return Graphs(tower, out / "whole.onnx", out / "model.onnx", counts)
+    return Graphs(tower, out / "whole.onnx", out / "packed.onnx", out / "model.onnx", counts)
 
 
-@pytest.fixture(scope="module", params=[*ROLES, "projection", "one layer"])
+@pytest.fixture(scope="module", params=[*ROLES, "projection", "one layer", "mean"])
 def graphs(
     request: pytest.FixtureRequest, small_pair: Pair, vocabulary: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Graphs:
-    """Both small towers; one with a projection behind it; one whose only layer is the last."""
+    """Both small towers; one with a projection behind it; one whose only layer is the last; a mean-pooled one."""
     out = tmp_path_factory.mktemp("graphs")
+    if request.param == "mean":
+        return make(request.getfixturevalue("minilm_checkpoint"), "question_encoder", out)
     if request.param in ROLES:
         directory = small_pair.question if request.param == "question_encoder" else small_pair.context
         return make(directory, request.param, out)
@@ -71,9 +76,9 @@ def assert_same_bits(graphs: Graphs, sizes: Sequence[int]) -> None:
     texts = graphs.texts()
     expected = in_batches(Encoder(graphs.whole, 0, threads=1), texts, 1)
     for threads in (1, 2):
-        pruned = Encoder(graphs.pruned, 0, threads)
+        exported = Encoder(graphs.exported, 0, threads)
         for size in sizes:
-            assert np.array_equal(in_batches(pruned, texts, size), expected), (threads, size)
+            assert np.array_equal(in_batches(exported, texts, size), expected), (threads, size)
 
 
 def test_embeddings_are_those_of_the_whole_graph_alone_and_in_any_batch(graphs: Graphs):
@@ -93,35 +98,46 @@ def test_the_operators_are_counted(graphs: Graphs):
     layers = graphs.tower.model.config.num_hidden_layers
     expected = {
         "EmbedLayerNormalization": 1,
-        "MultiHeadAttention": 1,
+        "MultiHeadAttention": layers,
         "LayerNormalization": 2 * layers,
         "BiasGelu": layers,
-    } | ({"Attention": layers - 1} if layers > 1 else {})
+        "NonZero": 1,
+    }
     assert graphs.counts == expected
-    nodes = onnx.load(graphs.pruned).graph.node
+    nodes = onnx.load(graphs.exported).graph.node
     assert Counter(node.op_type for node in nodes if node.domain or node.op_type in expected) == expected
-    assert sum(node.op_type == "Gemm" for node in nodes) == 3 + (graphs.tower.projection_dim > 0)
+    assert sum(node.op_type == "Gemm" for node in nodes) == 3 * layers + (graphs.tower.projection_dim > 0)
     named = [node.name for node in nodes if node.name]
     assert len(set(named)) == len(named)
 
 
 def test_no_weight_is_stored_twice(graphs: Graphs):
-    stored = onnx.load(graphs.pruned).graph
+    stored = onnx.load(graphs.exported).graph
     assert {tensor.name for tensor in stored.initializer} <= {name for node in stored.node for name in node.input}
-    assert graphs.pruned.stat().st_size == pytest.approx(graphs.whole.stat().st_size, abs=4096)
+    assert graphs.exported.stat().st_size == pytest.approx(graphs.whole.stat().st_size, abs=16_384)
 
 
-@pytest.mark.parametrize("pruned", [False, True])
-def test_behind_its_attention_the_last_layer_has_one_row_a_text(graphs: Graphs, pruned: bool):
-    model = onnx.load(graphs.pruned if pruned else graphs.whole)
-    operators = ("MatMul", "LayerNormalization", "BiasGelu")
-    layer = [node.output[0] for node in model.graph.node if node.op_type in operators][-6:]
+def rows_of_layers(file: Path) -> list[tuple[int, ...]]:
+    """What all but the last axis is, of each product, normalization and activation, for texts of 9, 4 and 2 tokens."""
+    model = onnx.load(file)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    operators = ("MatMul", "Gemm", "LayerNormalization", "BiasGelu")
+    found = [node for node in model.graph.node if node.op_type in operators and node.input[1] in constants]
+    names = [node.output[0] for node in found if "/layer." in node.output[0] or node.op_type == "LayerNormalization"]
     del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in layer)
+    model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    ids = np.full((3, 9), 7, np.int64)
-    rows = [value.shape[:-1] for value in session.run(None, {INPUT_IDS: ids, ATTENTION_MASK: np.ones_like(ids)})]
-    assert rows == ([(3,)] if pruned else [(3, 9)]) * 6
+    ids, mask = pad_right([np.full(tokens, 7) for tokens in (9, 4, 2)], 0)
+    return [value.shape[:-1] for value in session.run(None, {INPUT_IDS: ids, ATTENTION_MASK: mask})]
+
+
+def test_only_real_tokens_have_rows_and_behind_its_attention_the_last_layer_one_a_text(graphs: Graphs):
+    layers = graphs.tower.model.config.num_hidden_layers
+    each = 3 + 1 + 2 + 2 + 1  # query, key, value; output; feed-forward; normalizations; activation
+    assert set(rows_of_layers(graphs.whole)) == {(3, 9)}
+    assert rows_of_layers(graphs.packed) == [(15,)] * each * layers
+    last = [(15,)] * each if graphs.tower.pooling == "mean" else [(3,), (15,), (15,), *[(3,)] * (each - 3)]
+    assert rows_of_layers(graphs.exported) == [*[(15,)] * each * (layers - 1), *last]
 
 
 # What is refused
@@ -131,37 +147,41 @@ def spoil(model: onnx.ModelProto, ending: str) -> None:
     """Moves one value of a weight."""
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(ending))
     values = numpy_helper.to_array(tensor).copy()
-    values.flat[3] += 0.01
+    values.flat[-1] += 1
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
-@pytest.mark.parametrize("ending", ["cls/query.weight", "cls/value.bias"])
-def test_a_pruned_graph_with_other_embeddings_is_refused(
+@pytest.mark.parametrize("ending", ["/query.weight", "/value.bias", "packed/one"])
+def test_a_packed_graph_with_other_embeddings_is_refused(
     graphs: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ):
-    usual = pruning.prune_to_cls
+    usual = packing.pack
 
     def spoilt(model: onnx.ModelProto) -> None:
         usual(model)
         spoil(model, ending)
 
-    monkeypatch.setattr(pruning, "prune_to_cls", spoilt)
-    with pytest.raises(ExportError, match=r"pruned to CLS differs from the whole one by .*e-0\d; the limit is 1e-05"):
+    monkeypatch.setattr(packing, "pack", spoilt)
+    with pytest.raises(ExportError, match=r"packed graph differs from the padded one by .*; the limit is 1e-05"):
         graph.export_fp32(graphs.tower, tmp_path / "model.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]  # the bundle's directory goes with it
 
 
-def test_a_graph_that_is_not_pruned_is_refused(graphs: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_graph_that_is_not_packed_is_refused(graphs: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packing, "pack", lambda model: None)
     monkeypatch.setattr(pruning, "prune_to_cls", lambda model: None)
-    with pytest.raises(ExportError, match=r"pruning left \{.* where the recipe demands .*'MultiHeadAttention': 1"):
+    with pytest.raises(ExportError, match=r"packing left \{.* where the recipe demands .*'NonZero': 1"):
         graph.export_fp32(graphs.tower, tmp_path / "model.onnx")
 
 
 def test_another_pooling_is_refused(graphs: Graphs):
-    model = onnx.load(graphs.whole)
-    pooling = [node for node in model.graph.node if node.op_type == "Gather"][-1]
+    model = onnx.load(graphs.packed)
+    pooling = next(node for node in model.graph.node if "packed/last" in node.input)
     pooling.op_type = "CumSum"
     with pytest.raises(ExportError, match="the last layer is read by CumSum where CLS pooling reads it by Gather"):
         pruning.prune_to_cls(model)
     del model.graph.node[:]
-    with pytest.raises(ExportError, match="the fused graph lacks Attention, LayerNormalization or pooling"):
+    with pytest.raises(ExportError, match="the packed graph lacks MultiHeadAttention, LayerNormalization or pooling"):
         pruning.prune_to_cls(model)
+    with pytest.raises(ExportError, match="the fused graph lacks EmbedLayerNormalization or LayerNormalization"):
+        packing.pack(model)
