@@ -168,6 +168,7 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
         golden_file=golden_file.name,
         golden_sha256=durable.sha256_file(golden_file),
         golden_tolerance=checks.PARITY_LIMIT,
+        packed=True,
     )
     manifest = TowerManifest(
         directory=out.name,

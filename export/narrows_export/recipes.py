@@ -260,6 +260,7 @@ def add_variant(directory: Path, tower: TowerManifest, name: str, making: Making
         golden_sha256=durable.sha256_file(golden_file),
         golden_tolerance=max(recipe.tolerance_factor * measured.max_abs_error, checks.PARITY_LIMIT),
         quantization=made.quantization,
+        packed=tower.variants[REFERENCE_VARIANT].packed,
     )
 
 

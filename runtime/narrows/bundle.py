@@ -125,6 +125,7 @@ class Variant:
     golden_sha256: str
     golden_tolerance: float
     quantization: Quantization | None = None  # of int8
+    packed: bool = False  # whether padding costs nothing outside of attention (narrows_export.packing)
 
 
 @dataclass(frozen=True, slots=True)

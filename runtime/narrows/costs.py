@@ -38,12 +38,20 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class CostTable:
-    """Buckets by ascending length. With a single one (search) the length does not matter."""
+    """Buckets by ascending length. With a single one (search) the length does not matter.
+
+    `packed` says that padding costs nothing (but in attention, which is left out of account).
+    """
 
     buckets: tuple[Bucket, ...]
+    packed: bool = False
 
-    def ms(self, batch_size: int, tokens: int) -> float:
-        """Predicted milliseconds for `batch_size` texts padded to `tokens`: linear between the bucket lengths."""
+    def priced_tokens(self, batch_size: int, longest: int, total: int) -> float:
+        """The length at which a batch is priced: what its texts are padded to, or the mean where that is free."""
+        return total / batch_size if self.packed else longest
+
+    def ms(self, batch_size: int, tokens: float) -> float:
+        """Predicted milliseconds for `batch_size` texts, all of `tokens`: linear between the bucket lengths."""
         if len(self.buckets) == 1:
             return self.buckets[0].at(batch_size)
         lengths = [bucket.tokens for bucket in self.buckets]

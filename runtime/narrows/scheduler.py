@@ -5,8 +5,9 @@ CLOCK_MONOTONIC. A batch's members are fixed only in `next_batch`, which the sta
 
 The rules:
 - A batch starts with the oldest work of its lane, so nothing starves, and takes the neighbours in length for as
-  long as the cost table says that joining costs no more than running alone, up to the table's cap. Of these it
-  keeps, from the nearest on, as many as get the most done in a millisecond.
+  long as the cost table says that joining costs no more than running alone, up to the smallest of the table's caps
+  for their lengths: so none joins to which the batch is too large already. Of these it keeps, from the nearest on, as
+  many as get the most done in a millisecond.
 - Lanes go by priority. A lane with a minimum share runs first while it has had less than that share of the stage's
   time, counted over the batches closed while another lane was waiting too.
 - Work is refused at the door when a lane on its way is full, or when the predicted wait passes its deadline (`admit`).
@@ -99,35 +100,36 @@ class _Queue(Generic[T]):
     def pick(self) -> tuple[list[int], float]:
         """The request ids of the next batch and its predicted milliseconds."""
         oldest = next(iter(self.by_arrival.values()))
-        tokens = oldest.work.tokens
+        tokens = longest = total = oldest.work.tokens
         position = bisect.bisect_left(self.by_length, (tokens, oldest.work.request_id))
         chosen = [oldest.work.request_id]
         predicted_ms = self.costs.ms(1, tokens)
         worth_ms = self.costs.item_ms(tokens)  # of a text: what it takes in a full batch of its like
         best_rate, best_size, best_ms = worth_ms / predicted_ms, 1, predicted_ms
+        cap = self.costs.cap(tokens)
         shorter, longer = position - 1, position + 1
-        while len(chosen) < self.costs.cap(tokens):
+        while (size := len(chosen) + 1) <= cap:
             # The neighbour that is nearer in length; of two equally near ones the shorter.
             down = self.by_length[shorter] if shorter >= 0 else None
             up = self.by_length[longer] if longer < len(self.by_length) else None
             if down is None and up is None:
                 break
-            go_down = up is None or (down is not None and oldest.work.tokens - down[0] <= up[0] - oldest.work.tokens)
+            go_down = up is None or (down is not None and tokens - down[0] <= up[0] - tokens)
             nearest = down if go_down else up
             assert nearest is not None
             length, request_id = nearest
             shorter, longer = (shorter - 1, longer) if go_down else (shorter, longer + 1)
-            padded = max(tokens, length)
-            joined_ms = self.costs.ms(len(chosen) + 1, padded)
-            if joined_ms - predicted_ms > self.costs.ms(1, length) * (1 + ROUNDING):
+            joined_ms = self.costs.ms(size, self.costs.priced_tokens(size, max(longest, length), total + length))
+            own_cap = self.costs.cap(length)
+            if size > own_cap or joined_ms - predicted_ms > self.costs.ms(1, length) * (1 + ROUNDING):
                 # Joining costs more than running alone, and the next ones on this side are further away still.
                 shorter, longer = (-1, longer) if go_down else (shorter, len(self.by_length))
                 continue
             chosen.append(request_id)
-            tokens, predicted_ms = padded, joined_ms
+            longest, total, cap, predicted_ms = max(longest, length), total + length, min(cap, own_cap), joined_ms
             worth_ms += self.costs.item_ms(length)
             if worth_ms / predicted_ms > best_rate:
-                best_rate, best_size, best_ms = worth_ms / predicted_ms, len(chosen), predicted_ms
+                best_rate, best_size, best_ms = worth_ms / predicted_ms, size, predicted_ms
         return chosen[:best_size], best_ms
 
 

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Tower:
     manifest: TowerManifest
     tokenizer: TowerTokenizer
     encoder: Encoder
+    packed: bool = False  # whether padding costs nothing outside of attention
 
     def measure_costs(self, budget_ms: float) -> CostTable:
         """Warms the tower up and times its batches; lengths up to its maximum.
@@ -38,7 +39,7 @@ class Tower:
             self.encoder.encode([np.full(tokens, pad, dtype=np.int64)] * batch_size)
 
         timer = time.thread_time if self.encoder.threads == 1 else time.monotonic
-        return costs.measure(run, lengths, MAX_BATCH, budget_ms, time.monotonic, timer)
+        return replace(costs.measure(run, lengths, MAX_BATCH, budget_ms, time.monotonic, timer), packed=self.packed)
 
 
 def available_cores() -> int:
@@ -70,6 +71,6 @@ def load_towers(
             file = bundle.file(manifest, manifest.tokenizer_file)
             tokenizer = TowerTokenizer.load(file, manifest.tokenizer, manifest.max_tokens)
             encoder = load_encoder(bundle, role, name, tokenizer.pad_id, threads)
-            loaded[key] = Tower(manifest, tokenizer, encoder)
+            loaded[key] = Tower(manifest, tokenizer, encoder, manifest.variants[name].packed)
         towers[role] = loaded[key]
     return towers

@@ -56,6 +56,17 @@ ONE_ROW = (
 )
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_batches_are_priced_as_the_variant_was_made(copy: Path, packed: bool):
+    manifest = read_manifest(copy)
+    if not packed:  # a bundle that was made before variants were packed says nothing about it
+        text = (copy / "manifest.json").read_text("utf-8")
+        (copy / "manifest.json").write_text(text.replace('"packed": true', '"later": 1'), "utf-8")
+    tower = load_towers(open_bundle(copy), "int8", 1, ["question_encoder"])["question_encoder"]
+    assert manifest.towers["question_encoder"].variants["int8"].packed
+    assert tower.measure_costs(budget_ms=1.0).packed == packed
+
+
 @pytest.fixture
 def copy(tmp_path: Path, variants_bundle: Bundle) -> Path:
     """A bundle with all variants, to damage."""
@@ -90,6 +101,7 @@ def test_fp16_computes_its_layers_in_half_precision(variants_bundle: Bundle, rol
 def test_int8_computes_every_product_of_many_rows_in_integers(variants_bundle: Bundle, role: Role):
     tower = variants_bundle.tower(role)
     int8 = tower.variants["int8"]
+    assert int8.packed
     assert (int8.recipe, int8.experimental, int8.fused_ops) == ("static-int8", False, INT8_OPERATORS)
     run = recipes.count_run(variants_bundle.file(tower, int8.file))  # what ONNX Runtime makes of it
     assert {name: run.get(name, 0) for name in INT8_OPERATORS} == INT8_OPERATORS

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,33 @@ def test_where_padding_only_costs_other_lengths_never_join() -> None:
     queue = scheduler(LINEAR)
     add(queue, work(1, 100), work(2, 101), work(3, 99))
     assert [next_ids(queue) for _ in range(3)] == [[1], [2], [3]]
+
+
+def test_where_padding_is_free_a_batch_is_priced_by_its_mean_length() -> None:
+    packed = replace(GAINING, packed=True)
+    queue = scheduler(packed)
+    add(queue, *(work(number) for number in range(4)), work(4, 32))
+    batch = queue.next_batch(0.0)  # of padded ones, the long one would slow down the rest
+    assert batch is not None
+    assert len(batch.entries) == 5
+    assert batch.predicted_ms == pytest.approx(GAINING.ms(5, (4 * 16 + 32) / 5))
+    add(queue, work(1, 128), work(2, 256), work(3, 16), work(4, 130), work(5, 250), work(6, 126))
+    assert len(next_ids(queue)) == 6
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_text_joins_no_batch_that_is_too_large_for_its_length(packed: bool) -> None:
+    """So that texts that gain nothing from a larger batch make no others wait."""
+    flat = (4.0, 4.4, 5.0, 6.0, 9.0)
+    costs = CostTable((Bucket(16, SIZES, flat), Bucket(128, SIZES, (8.0, 9.0, 18.0, 36.0, 72.0))), packed)
+    assert (costs.cap(16), costs.cap(20), costs.cap(128)) == (16, 2, 2)
+    queue = scheduler(costs)
+    add(queue, *(work(number) for number in range(6)), work(6, 20))
+    assert sorted(next_ids(queue)) == [0, 1, 2, 3, 4, 5]
+    add(queue, work(7, 20))
+    assert sorted(next_ids(queue)) == [6, 7]
+    add(queue, work(8, 20), *(work(number) for number in range(9, 14)))
+    assert len(next_ids(queue)) == 2
 
 
 def test_questions_go_before_passages() -> None:

@@ -101,7 +101,9 @@ def measure(
         search = costs.measure(
             lambda size, _: search_batch(queries[:size], SEARCH_K), [1], SEARCH_SIZES, SEARCH_BUDGET_MS, time.monotonic
         )
-    return BatchCosts(opened.manifest.name, choice.question, threads, believed, _table(medians), noise, search)
+    return BatchCosts(
+        opened.manifest.name, choice.question, threads, believed, _table(medians, tower.packed), noise, search
+    )
 
 
 def _shuffled(cells: list[tuple[int, int]], passes: int) -> Iterator[tuple[int, int]]:
@@ -118,9 +120,9 @@ def _batch_ms(tower: Tower, size: int, tokens: int) -> float:
     return (time.perf_counter() - started_s) * 1e3
 
 
-def _table(medians: dict[tuple[int, int], float]) -> CostTable:
+def _table(medians: dict[tuple[int, int], float], packed: bool) -> CostTable:
     buckets = []
     for tokens in sorted({tokens for _, tokens in medians}):
         sizes = sorted(size for size, length in medians if length == tokens)
         buckets.append(Bucket(tokens, tuple(sizes), tuple(medians[size, tokens] for size in sizes)))
-    return CostTable(tuple(buckets))
+    return CostTable(tuple(buckets), packed)

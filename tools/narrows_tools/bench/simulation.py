@@ -22,7 +22,7 @@ from narrows.work import Lane, Work
 
 Ending = Literal["ok", "refused", "late"]
 StageName = Literal["encode", "search"]
-TookMs = Callable[[int, int], float]
+TookMs = Callable[[int, float], float]
 
 LANES = (LaneSettings("questions", 2048), LaneSettings("passages", 512, 0.1))  # the server's defaults
 TIMEOUT_S = 10.0
@@ -42,7 +42,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What the scheduler believes of a stage, and what a batch then takes, given (batch size, padded tokens)."""
+    """What the scheduler believes of a stage, and what a batch then takes, given (batch size, tokens of each text)."""
 
     costs: Mapping[Lane, CostTable]
     took_ms: Mapping[Lane, TookMs]
@@ -245,7 +245,9 @@ class _Simulation:
             if batch is not None:
                 texts = tuple(entry.work.request_id for entry in batch.entries)
                 tokens = tuple(entry.work.tokens for entry in batch.entries)
-                took_ms = self._stages[name].took_ms[batch.lane](len(tokens), max(tokens))
+                stage = self._stages[name]
+                priced = stage.costs[batch.lane].priced_tokens(len(tokens), max(tokens), sum(tokens))
+                took_ms = stage.took_ms[batch.lane](len(tokens), priced)
                 self._batches.append(Ran(name, batch.lane, texts, tokens, now_s, took_ms))
                 thread.running, thread.ends_s = (name, batch), now_s + took_ms / 1e3
                 return
