@@ -245,7 +245,7 @@ class Timings(google.protobuf.message.Message):
     batch_size: builtins.int
     """Texts that shared the encoder's batch."""
     batch_tokens: builtins.int
-    """Tokens that each text of that batch was padded to; 0 when nothing was encoded."""
+    """Tokens that each text was padded to in it, by packed variants only in attention; 0 when nothing was encoded."""
     def __init__(
         self,
         *,
