@@ -51,12 +51,13 @@ test-lowest: ## every test but the slow ones, with the lower bounds of pyproject
 	  --editable '.[demo,eval,bench]' buf-bin pytest pytest-timeout hypothesis
 	.venv-lowest/bin/python -m pytest -m "not slow and not clients"
 
-lint: $(INSTALLED) proto-lint ## ruff, mypy --strict and buf
+lint: $(INSTALLED) proto-lint ## ruff, mypy --strict, buf, and whether the README shows the recorded results
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
 	$(BIN)/mypy proto
+	$(BIN)/narrows bench report --check
 
 format: $(INSTALLED) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

@@ -10,6 +10,7 @@ from benchmarks.peers.description import Material
 from narrows.bundle import open_bundle
 from narrows.encoder import EMBEDDING
 from narrows.errors import BenchmarkError
+from narrows_export.packing import PLACES
 from narrows_tools.bench.ceiling import ROLE
 
 HIDDEN_STATE = "last_hidden_state"
@@ -51,6 +52,8 @@ def without_pooling(model: onnx.ModelProto) -> onnx.ModelProto:
     last = next((node for node in reversed(model.graph.node) if node.op_type in LAYER_NORMS), None)
     if last is None:
         raise BenchmarkError("the graph's layers are not fused; export the bundle again")
+    # A packed graph has only the real tokens' rows up to here, and puts them back in their places for its pooling.
+    last = next((node for node in model.graph.node if list(node.input) == [last.output[0], PLACES]), last)
     producers = {name: node for node in model.graph.node for name in node.output}
     needed, open_nodes = {id(last)}, [last]
     while open_nodes:
