@@ -2,7 +2,7 @@
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,7 +40,7 @@ class TextLines:
         self._invalid = invalid
         self.number = 0  # of the line read last, from 1
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str, None, None]:
         try:
             with self._open() as stream:
                 for raw in stream:
