@@ -9,6 +9,7 @@ the document begins with (`fill`), or left out (`drop`).
 import os
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -133,14 +134,15 @@ def _check_id(document: Document, first_seen: dict[str, str]) -> None:
 def _read_jsonl(file: Path) -> Iterator[Document]:
     decoder = msgspec.json.Decoder(_Object)
     lines = TextLines(file, PassageFileError)
-    for line in lines:
-        if not line.strip():
-            continue
-        try:
-            item = decoder.decode(line)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise lines.error(f'expected {{"id": ..., "title": ..., "text": ...}}: {error}') from None
-        yield Document(str(item.id), item.title, item.text, f"{file}:{lines.number}")
+    with closing(iter(lines)) as texts:  # so that the file is closed at once when something is wrong with it
+        for line in texts:
+            if not line.strip():
+                continue
+            try:
+                item = decoder.decode(line)
+            except (msgspec.DecodeError, RecursionError) as error:
+                raise lines.error(f'expected {{"id": ..., "title": ..., "text": ...}}: {error}') from None
+            yield Document(str(item.id), item.title, item.text, f"{file}:{lines.number}")
 
 
 def _read_directory(directory: Path) -> Iterator[Document]:
