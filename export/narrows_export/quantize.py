@@ -31,7 +31,6 @@ Constants = dict[str, npt.NDArray[Any]]
 FUSED_DOMAIN = "com.microsoft"
 INTEGER_PRODUCTS = ("QAttention", "MatMulIntegerToFloat")
 STEPS = 255  # of an activation
-WEIGHT_LIMIT = 127
 PAIR_LIMIT = 128  # of |w0| + |w1|, neighbours in a column of one sign: 255 * 128 < 2^15
 WEIGHT_RANGES = (127, 112, 100, 90, 80, 72, 64)  # integers for a column's largest weight; the best is taken
 BIAS_ROWS = 512  # of an activation, to find what rounding adds on average

@@ -96,25 +96,28 @@ def measure(
         clock: monotonic seconds.
         timer: seconds by which a batch is timed, where that is not the clock.
     """
-    timer = timer or clock
+
+    def timed_ms(power: int, tokens: int) -> float:
+        return best_ms(partial(run, 2**power, tokens), 1, timer or clock)
+
     end = clock() + budget_ms / 1e3
     found: dict[int, list[float]] = {}  # by length: milliseconds of the sizes 1, 2, 4, ...
     for position, tokens in enumerate(lengths):
         # Later lengths keep their share of the budget.
         bucket_end = end - (end - clock()) * (1 - 1 / (len(lengths) - position))
         run(1, tokens)  # the first run allocates
-        times = found[tokens] = [best_ms(partial(run, 1, tokens), 1, timer)]
+        times = found[tokens] = [timed_ms(0, tokens)]
         best, fruitless = 1 / times[0], 0
         while 2 ** len(times) <= max_batch and fruitless < 2 and clock() < bucket_end:
             size = 2 ** len(times)
-            times.append(best_ms(partial(run, size, tokens), 1, timer))
+            times.append(timed_ms(len(times), tokens))
             fruitless = 0 if size / times[-1] > best * (1 + TOLERANCE) else fruitless + 1
             best = max(best, size / times[-1])
     again = [(tokens, power) for tokens, times in found.items() for power in range(min(_best(times) + 2, len(times)))]
     for tokens, power in again * (RUNS - 1):
         if clock() >= end:
             break
-        found[tokens][power] = min(found[tokens][power], best_ms(partial(run, 2**power, tokens), 1, timer))
+        found[tokens][power] = min(found[tokens][power], timed_ms(power, tokens))
     _share(found, max_batch)
     return CostTable(tuple(_bucket(tokens, times) for tokens, times in found.items()))
 
