@@ -78,6 +78,8 @@ def test_rounds_are_compared_each_with_itself() -> None:
 
 def test_a_result_of_little_says_little() -> None:
     assert checks(replace(RESULT, rows=())) == []
+    unanswered = (row("single", p50_ms=4.0), row("open", load=30, throughput_per_s=0))
+    assert checks(replace(RESULT, rows=unanswered)) == []
     assert result_table(replace(RESULT, rows=())) == "system  scenario  traffic  load/s"
 
 

@@ -65,9 +65,10 @@ def _rows(result: Result, scenario: Scenario, traffic: str) -> list[Row]:
 
 
 def _lowest(result: Result) -> list[Row]:
-    """The rows of the open loop at 10 % of the saturation."""
+    """The rows of the open loop at 10 % of the saturation in which anything was answered."""
     saturation = result.settings.get("calibration", {}).get("saturation_per_s", {}).get("short", 0.0)
-    return [row for row in _rows(result, "open", "short") if abs(row.load - LOW_LOAD * saturation) < 0.01 * saturation]
+    answered = [row for row in _rows(result, "open", "short") if "p50_ms" in row.metrics]
+    return [row for row in answered if abs(row.load - LOW_LOAD * saturation) < 0.01 * saturation]
 
 
 def _median(rows: list[Row], metric: str) -> float:

@@ -1,5 +1,7 @@
 """A load's report as the metrics and histograms of a row."""
 
+from dataclasses import asdict
+
 from narrows_tools.bench.load import LAG_BOUND_MS, LoadReport
 from narrows_tools.bench.servers import Usage, others_share
 
@@ -17,16 +19,12 @@ def metrics_of(report: LoadReport, before: Usage | None = None, after: Usage | N
 
     `others_cpu_share` is what everything else took of the server's cores: how undisturbed the measurement was.
     `generator_late` is 1 where the load generator itself was too slow: such a row says nothing about the server.
+    Latencies are left out where nothing was answered: there are none, and 0 would be the best of all.
     """
     total = max(report.requests, 1)
     metrics = {
         "request_count": float(report.requests),
         "duration_s": report.duration_s,
-        "p50_ms": report.latency.p50_ms,
-        "p90_ms": report.latency.p90_ms,
-        "p99_ms": report.latency.p99_ms,
-        "p99_9_ms": report.latency.p99_9_ms,
-        "max_ms": report.latency.max_ms,
         "throughput_per_s": report.throughput_per_s,
         "goodput_per_s": report.goodput_per_s,
         "in_time_share": report.within_deadline / total,
@@ -38,6 +36,8 @@ def metrics_of(report: LoadReport, before: Usage | None = None, after: Usage | N
         "generator_late": float(report.send_lag.p99_ms > LAG_BOUND_MS),
         "client_cpu_share": report.client_cpu_share,
     }
+    if report.counts["ok"]:
+        metrics |= asdict(report.latency)
     if report.batch_size_mean:
         metrics["batch_size_mean"] = report.batch_size_mean
     if report.padding_share is not None:
