@@ -10,10 +10,11 @@ from server_process import run_narrows, server
 
 from narrows.bundle import Bundle
 from narrows.errors import BenchmarkError
-from narrows_tools.bench import results
+from narrows_tools.bench import results, run
 from narrows_tools.bench.generator import generator
 from narrows_tools.bench.load import Offline, OpenLoop
 from narrows_tools.bench.pinned import default_layout, on_cores, parse_cores
+from narrows_tools.bench.results import Row
 from narrows_tools.bench.schedule import poisson
 from narrows_tools.bench.servers import usage_of
 from narrows_tools.bench.session import traffic_of
@@ -95,6 +96,21 @@ def test_what_cannot_be_measured_is_said_in_a_line(
     given = [str(small_bundle.path) if argument == "BUNDLE" else argument for argument in arguments]
     assert main.main(["bench", "run", *given, "--quick", "--only", "start"]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_in_which_requests_failed_shows_its_result_and_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tuple(
+        Row("narrows", "open", "short", load, 1, {"request_count": 40.0, "failed_share": 0.25}) for load in range(5)
+    )
+    result = results.Result("narrows", "2026-01-01T00:00:00+00:00", {}, {}, rows)
+    monkeypatch.setattr(run, "run", lambda *arguments: result)
+    assert main.main(["bench", "sweep", "--bundle", "x", "--rates", "5"]) == 1
+    shown = capsys.readouterr()
+    assert "25.0" in shown.out
+    assert "open short at 1/s, round 1: 10 of 40 requests; " in shown.err
+    assert "and in 2 more loads); the server's log says why" in shown.err
 
 
 @pytest.mark.parametrize("flag", ["--rates=0", "--rates=x", "--seconds=0", "--server-cores=a-b"])

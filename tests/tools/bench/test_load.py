@@ -213,6 +213,24 @@ def test_passages_in_the_background_go_on_until_the_questions_are_answered() -> 
     report = run(load.run(Server()))
     assert report.requests == 50
     assert report.background_per_s == pytest.approx(100, rel=0.2)
+    assert metrics_of(report)["passages_failed_count"] == 0
+
+
+class FailingBatchServer(BatchServer):
+    """Fails every request of several texts, after a while."""
+
+    async def send_batch(self, texts: list[Text], timeout_s: float) -> list[Reply]:
+        await asyncio.sleep(self.service_s)
+        return [Reply("failed")] * len(texts)
+
+
+def test_a_background_of_which_nothing_is_encoded_is_told_from_none() -> None:
+    background = Background(TargetSpec(f"{__name__}:FailingBatchServer"), texts(16), 10.0)
+    load = OpenLoop(texts(5), every(0.020, 5), 10.0, 100.0, background)
+    metrics = metrics_of(run(load.run(Server())))
+    assert metrics["passages_per_s"] == 0
+    assert metrics["passages_failed_count"] > 0
+    assert "passages_per_s" not in metrics_of(open_loop(Server(), every(0.020, 5)))
 
 
 @pytest.mark.parametrize(("single_ms", "deadline_ms"), [(3.0, 100.0), (10.0, 100.0), (25.0, 250.0)])

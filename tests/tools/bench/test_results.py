@@ -7,7 +7,7 @@ import pytest
 
 from narrows.errors import BenchmarkError
 from narrows_tools.bench import results
-from narrows_tools.bench.checks import checks
+from narrows_tools.bench.checks import checks, failures
 from narrows_tools.bench.results import Result, Row
 from narrows_tools.bench.tables import checks_table, result_table
 
@@ -81,6 +81,19 @@ def test_a_result_of_little_says_little() -> None:
     unanswered = (row("single", p50_ms=4.0), row("open", load=30, throughput_per_s=0))
     assert checks(replace(RESULT, rows=unanswered)) == []
     assert result_table(replace(RESULT, rows=())) == "system  scenario  traffic  load/s"
+
+
+def test_loads_with_failures_are_named() -> None:
+    rows = (
+        *ROWS,
+        row("open", load=210, number=2, request_count=400, failed_share=0.0025, refused_share=0.5),
+        row("mixed_lanes", load=90, request_count=50, failed_share=0.0, passages_failed_count=16),
+    )
+    assert failures(RESULT) == []
+    assert failures(replace(RESULT, rows=rows)) == [
+        "open short at 210/s, round 2: 1 of 400 requests",
+        "mixed_lanes short at 90/s, round 1: 16 passages in the background",
+    ]
 
 
 def test_the_table_has_medians_and_marks_a_late_generator() -> None:

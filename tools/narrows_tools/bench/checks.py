@@ -60,6 +60,18 @@ def checks(result: Result) -> list[Check]:
     return found
 
 
+def failures(result: Result) -> list[str]:
+    """The loads in which requests failed, which is never what a load is for: to be refused or late is another thing."""
+    found = []
+    for row in result.rows:
+        where = f"{row.scenario} {row.traffic}" + (f" at {row.load:.0f}/s" if row.load else "") + f", round {row.round}"
+        if failed := round(row.metrics.get("failed_share", 0.0) * row.metrics.get("request_count", 0.0)):
+            found.append(f"{where}: {failed} of {row.metrics['request_count']:.0f} requests")
+        if failed := round(row.metrics.get("passages_failed_count", 0.0)):
+            found.append(f"{where}: {failed} passages in the background")
+    return found
+
+
 def _rows(result: Result, scenario: Scenario, traffic: str) -> list[Row]:
     return [row for row in result.rows if (row.scenario, row.traffic) == (scenario, traffic)]
 

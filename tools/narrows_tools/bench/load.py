@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -63,7 +63,8 @@ class LoadReport:
     batch_tokens: dict[int, int]
     tokens: dict[int, int]
     client_cpu_share: float  # of one core
-    background_per_s: float = 0.0  # passages encoded meanwhile
+    background_per_s: float | None = None  # passages encoded meanwhile, where there was a background of them
+    background_failed: int = 0  # passages of it that failed
 
     @property
     def requests(self) -> int:
@@ -102,15 +103,18 @@ class OpenLoop:
         loop = asyncio.get_running_loop()
         record = _Record(self.texts)
         requests: list[asyncio.Task[None]] = []
-        async with _running(self.background) as encoded:
+        background_per_s = None
+        async with _running(self.background) as passages:
             with _steady(record):
                 record.begin(loop.time() + HEAD_START_S)
                 for number, offset_s in enumerate(self.schedule):
                     await asyncio.sleep(max(0.0, record.start_s + offset_s - loop.time()))
                     requests.append(loop.create_task(record.send(number, target, self.timeout_s, offset_s)))
                 await asyncio.gather(*requests)
-            background_per_s = encoded() / float(record.done_s.max())
-        return record.report(self.deadline_ms, (0, len(self.texts)), background_per_s)
+            if self.background:
+                background_per_s = passages["ok"] / float(record.done_s.max())
+        report = record.report(self.deadline_ms, (0, len(self.texts)))
+        return replace(report, background_per_s=background_per_s, background_failed=passages["failed"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +213,7 @@ class _Record:
         self.sent_s[list(numbers)] = self.intended_s[list(numbers)] = sent_s
         self.replies.update(zip(numbers, replies, strict=True))
 
-    def report(self, deadline_ms: float, window: tuple[int, int], background_per_s: float = 0.0) -> LoadReport:
+    def report(self, deadline_ms: float, window: tuple[int, int]) -> LoadReport:
         """The report; rates are over `window`: the first and the last answer that count, in order of arrival."""
         sent = sorted(self.replies, key=lambda number: self.done_s[number])
         ok = [number for number in sent if self.replies[number].status == "ok"]
@@ -240,7 +244,6 @@ class _Record:
             batch_tokens=_token_histogram(reply.padded_tokens for _, reply in known),
             tokens=_token_histogram(self.texts[number].tokens for number in ok),
             client_cpu_share=self.cpu_s / duration_s if duration_s else 0.0,
-            background_per_s=background_per_s,
         )
 
 
@@ -258,27 +261,26 @@ def _steady(record: _Record) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _running(background: Background | None) -> AsyncIterator[Callable[[], int]]:
-    """Keeps a background going, and yields what tells how many of its passages were encoded so far."""
-    encoded = 0
+async def _running(background: Background | None) -> AsyncIterator[Counter[Status]]:
+    """Keeps a background going, and yields how many of its passages have ended so far, and how: it goes on counting."""
+    ended: Counter[Status] = Counter()
     if background is None:
-        yield lambda: 0
+        yield ended
         return
     target = background.target.make()
     await target.open()
 
     async def client(first: int) -> None:
-        nonlocal encoded
         assert isinstance(target, BatchTarget)
         parts = list(_parts(background.texts, target.max_items))
         while True:
             for part in parts[first:] + parts[:first]:
                 replies = await target.send_batch(part, background.timeout_s)
-                encoded += sum(reply.status == "ok" for reply in replies)
+                ended.update(reply.status for reply in replies)
 
     clients = [asyncio.create_task(client(number)) for number in range(BULK_IN_FLIGHT)]
     try:
-        yield lambda: encoded
+        yield ended
     finally:
         for task in clients:
             task.cancel()

@@ -42,8 +42,11 @@ def metrics_of(report: LoadReport, before: Usage | None = None, after: Usage | N
         metrics["batch_size_mean"] = report.batch_size_mean
     if report.padding_share is not None:
         metrics["padding_share"] = report.padding_share
-    if report.background_per_s:
-        metrics["passages_per_s"] = report.background_per_s
+    if report.background_per_s is not None:
+        metrics |= {
+            "passages_per_s": report.background_per_s,
+            "passages_failed_count": float(report.background_failed),
+        }
     if before and after:
         metrics["server_cpu_ms_per_request"] = (after.cpu_s - before.cpu_s) * 1e3 / total
         metrics["rss_bytes"] = float(after.rss_bytes)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 SCENARIOS = ("start", "single", "ceiling", "closed", "open", "mixed_lanes", "server", "offline")
+FAILURES_SHOWN = 3
 
 ABOUT = """Measures what a bundle's server does under load, on this machine.
 
@@ -37,7 +38,8 @@ scenarios:
   server       the highest Poisson rate at which 99 % of the requests are answered within the deadline
   offline      all texts at once, in large requests
 
-An answer is in time within 100 ms, or 10 times what one question takes alone if that is more."""
+An answer is in time within 100 ms, or 10 times what one question takes alone if that is more. A run in which requests
+fail (are neither answered, nor refused, nor late) ends with status 1, after all else."""
 
 RUN_EXAMPLES = """examples:
   narrows bench run --bundle minilm.bundle --index wiki.index --out before.json
@@ -171,11 +173,15 @@ def _run(options: argparse.Namespace, steps: "tuple[Step, ...]") -> int:
     if options.out:
         check_output(options.out)
     setup = _setup(options)
+    from narrows_tools.bench.checks import failures
     from narrows_tools.bench.run import run
 
     with bars() as start:
         result = run(setup, _settings(options), steps, options.out, start)
     _print(result, as_json=options.json)
+    if failed := failures(result):
+        more = f"; and in {len(failed) - FAILURES_SHOWN} more loads" if len(failed) > FAILURES_SHOWN else ""
+        raise BenchmarkError(f"requests failed ({'; '.join(failed[:FAILURES_SHOWN])}{more}); the server's log says why")
     return 0
 
 
