@@ -111,6 +111,12 @@ def test_loads_pair_only_with_the_same_but_what_is_found_pairs_with_itself() -> 
     assert (both.only_first, both.only_second) == (0, 4)
 
 
+def test_of_a_scenario_that_finds_its_load_only_the_rate_is_compared() -> None:
+    """Twice the rate within the same bound, at a p99 nearer to it, is better, and in no way worse."""
+    first, second = ([replace(row, scenario="server") for row in rounds(seed)] for seed in (1, 2))
+    assert verdicts(first, scaled(second, throughput_per_s=2.0, p99_ms=1.3)) == {"throughput_per_s": "better"}
+
+
 def test_two_systems_of_one_result() -> None:
     both = result([*rounds(1, system="triton"), *scaled(rounds(2), p99_ms=0.5)])
     item = one(compare(both, both, ("triton", "narrows")).compared, "p99_ms")

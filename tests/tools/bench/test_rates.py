@@ -5,6 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrows_tools.bench.rates import highest_rate
+from narrows_tools.bench.results import Row
+from narrows_tools.bench.session import found_rate
 
 SERVICE_MS = 5.0
 
@@ -40,6 +42,14 @@ def test_a_server_that_keeps_up_with_the_highest_rate_is_not_asked_again() -> No
 
 def test_a_server_that_fails_at_the_lowest_rate_has_none() -> None:
     assert highest_rate(lambda rate: rate, lambda rate: False, 10, 100, 0.03) == (0.0, 10)
+
+
+def test_a_row_without_a_rate_claims_no_throughput() -> None:
+    """What was measured at the lowest rate did not keep the bound: nothing of it counts."""
+    row = Row("narrows", "server", "short", 30.0, 1, {"throughput_per_s": 29.0, "goodput_per_s": 20.0, "p99_ms": 400.0})
+    assert found_rate(row, 0.0, 100.0).load == 0
+    assert found_rate(row, 0.0, 100.0).metrics["throughput_per_s"] == 0
+    assert found_rate(row, 30.0, 100.0).metrics == {**row.metrics, "bound_ms": 100.0}
 
 
 def test_the_formula_is_one() -> None:

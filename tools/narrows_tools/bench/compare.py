@@ -22,6 +22,7 @@ MIN_ROUNDS = 5
 MIN_RATIO = 0.02  # a change by less than 2 % is no news, however sure
 MIN_POINTS = 0.01  # of a share
 TINY = 1e-3  # milliseconds, requests a second: so much stands for a zero, which has no logarithm
+FOUND_METRIC = "throughput_per_s"  # of a scenario that finds its load: all else is of another load in each round
 HIGHER_IS_BETTER = ("_per_s", "in_time_share")
 LOWER_IS_BETTER = (
     *("p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "ready_ms", "server_cpu_ms_per_request", "rss_bytes"),
@@ -97,17 +98,22 @@ def compare(first: Result, second: Result, systems: tuple[str, str] | None = Non
 
 
 def _rounds(rows: Iterable[Row], system: str | None) -> dict[Key, dict[int, float]]:
-    """The values of every metric that has a direction, by round; `system` alone, under no name, if it is given."""
+    """The values of every metric that is compared, by round; `system` alone, under no name, if it is given."""
     found: dict[Key, dict[int, float]] = {}
     for row in rows:
         if row.metrics.get("generator_late") or (system is not None and row.system != system):
             continue
         load = 0.0 if row.scenario == FOUND_LOAD else row.load
         for metric, value in row.metrics.items():
-            if higher_is_better(metric) is not None:
+            if _is_compared(row.scenario, metric):
                 key = ("" if system is not None else row.system, row.scenario, row.traffic, load, metric)
                 found.setdefault(key, {})[row.round] = value
     return found
+
+
+def _is_compared(scenario: str, metric: str) -> bool:
+    """Whether it has a direction, and was measured under the same load in both."""
+    return metric == FOUND_METRIC if scenario == FOUND_LOAD else higher_is_better(metric) is not None
 
 
 def _test(key: Key, first: dict[int, float], second: dict[int, float]) -> Compared:

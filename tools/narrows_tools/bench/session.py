@@ -199,7 +199,7 @@ class Session:
 
         low, high = (share * calibration.saturation_per_s[step.traffic] for share in SERVER_RATES)
         rate_per_s, best = highest_rate(measure, keeps_bound, low, high, SERVER_RESOLUTION)
-        return replace(best, load=rate_per_s, metrics=best.metrics | {"bound_ms": calibration.deadline_ms})
+        return found_rate(best, rate_per_s, calibration.deadline_ms)
 
     def _alone(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Measures the towers in process, and what else took their cores meanwhile."""
@@ -255,3 +255,9 @@ class Session:
 def keeps_bound(row: Row) -> bool:
     """As MLPerf's `server`, and stricter: of all requests sent, 99 % were answered within the bound."""
     return row.metrics["in_time_share"] >= SERVER_SHARE
+
+
+def found_rate(best: Row, rate_per_s: float, bound_ms: float) -> Row:
+    """The row of `server`: of the highest rate that kept the bound; of rate 0, and no throughput, if none did."""
+    nothing = {} if rate_per_s else {"throughput_per_s": 0.0, "goodput_per_s": 0.0}
+    return replace(best, load=rate_per_s, metrics=best.metrics | nothing | {"bound_ms": bound_ms})
