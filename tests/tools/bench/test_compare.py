@@ -75,6 +75,8 @@ def test_a_change_below_2_percent_is_noise_however_sure(factor: float, verdict: 
     item = one(compare(result(rounds(1, 1e-4)), result(scaled(rounds(2, 1e-4), p99_ms=factor))).compared, "p99_ms")
     assert item.p < 1e-3
     assert item.verdict == verdict
+    assert item.low is not None
+    assert item.high is not None
     assert item.low < item.change < item.high
     assert item.change == pytest.approx(factor - 1, abs=1e-3)
 
@@ -99,7 +101,18 @@ def test_with_fewer_than_5_rounds_nothing_is_said() -> None:
 
 def test_rounds_in_which_the_generator_was_late_do_not_count() -> None:
     late = [replace(row, metrics={**row.metrics, "generator_late": 1.0}) for row in rounds(1)[:2]]
-    assert set(verdicts([*late, *rounds(1)[2:]], rounds(2)).values()) == {"too few rounds"}
+    found = compare(result([*late, *rounds(1)[2:]]), result(rounds(2)))
+    assert {item.verdict for item in found.compared} == {"too few rounds"}
+    assert (found.late_first, found.late_second) == (2, 0)
+    with pytest.raises(BenchmarkError, match="load generator itself was late: 2 rows of A, 0 of B"):
+        compare(result(late), result(rounds(2)))
+
+
+def test_conditions_that_differ_are_named() -> None:
+    first = replace(result(rounds(1)), environment={"cpu_model": "X", "cores": 2}, settings={"method": "encode"})
+    second = replace(result(rounds(2)), environment={"cpu_model": "Y", "cores": 2}, settings={"method": "search"})
+    assert compare(first, second).unlike == ("cpu_model", "method")
+    assert compare(first, result(rounds(2))).unlike == ()  # it does not tell
 
 
 def test_loads_pair_only_with_the_same_but_what_is_found_pairs_with_itself() -> None:
@@ -119,6 +132,8 @@ def test_of_a_scenario_that_finds_its_load_only_the_rate_is_compared() -> None:
 
 def test_two_systems_of_one_result() -> None:
     both = result([*rounds(1, system="triton"), *scaled(rounds(2), p99_ms=0.5)])
+    with pytest.raises(BenchmarkError, match="A has narrows, triton, B has x"):
+        compare(both, result(rounds(1, system="x")))
     item = one(compare(both, both, ("triton", "narrows")).compared, "p99_ms")
     assert (item.verdict, item.rounds) == ("better", 6)
 
@@ -193,6 +208,31 @@ def test_the_command_fails_on_worse_only_when_asked(files: tuple[str, str], caps
     found = json.loads(capsys.readouterr().out)["compared"]
     assert {item["verdict"] for item in found} == {"better", "worse", "noise"}
     assert main.main(["bench", "compare", files[0], files[0], "--fail-on-worse"]) == 0
+
+
+def test_what_a_comparison_leaves_out_and_where_it_is_unlike_stands_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    late = replace(rounds(1, load=50)[0], metrics={"p99_ms": 9.0, "generator_late": 1.0})
+    results.save(first, replace(result([*rounds(1), late]), settings={"seconds": 5.0}))
+    results.save(second, replace(result([*rounds(2), *rounds(3, load=70)]), settings={"seconds": 2.0}))
+    assert main.main(["bench", "compare", str(first), str(second)]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "A and B were measured under different conditions: seconds",
+        "left out, as the load generator itself was late: 1 rows of A, 0 of B",
+        "not in both: 0 of A, 4 of B (other loads, scenarios or metrics)",
+    ]
+
+
+def test_a_single_round_is_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(tmp_path / "a.json")
+    results.save(Path(file), result(rounds(1, count=1)))
+    assert main.main(["bench", "compare", file, file, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["compared"]
+    assert {(item["low"], item["high"], item["verdict"]) for item in found} == {(None, None, "too few rounds")}
+    assert main.main(["bench", "compare", file, file, "--all"]) == 0
+    assert "inf" not in capsys.readouterr().out
 
 
 def test_a_result_that_is_missing_is_named(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,9 @@ LOWER_IS_BETTER = (
     *("refused_share", "late_share", "failed_share", "padding_share"),
 )
 
+MACHINE = ("cpu_model", "cores", "server_cores", "client_cores")  # of Result.environment
+METHOD = ("method", "seconds", "clients")  # of Result.settings
+
 Verdict = Literal["better", "worse", "noise", "too few rounds"]
 Key = tuple[str, str, str, float, str]  # system, scenario, traffic, load, metric
 
@@ -37,7 +40,8 @@ Key = tuple[str, str, str, float, str]  # system, scenario, traffic, load, metri
 class Compared:
     """One metric: medians of both, and B's mean change from A with its 95 % interval, uncorrected.
 
-    `change` is B / A - 1 (of geometric means) or, with `in_points`, B - A; `p` is corrected.
+    `change` is B / A - 1 (of geometric means) or, with `in_points`, B - A; `p` is corrected. A single round has no
+    interval.
     """
 
     system: str
@@ -50,19 +54,26 @@ class Compared:
     second: float
     in_points: bool
     change: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float
     verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All pairs, and how many metrics of either result have no partner in the other."""
+    """All pairs, and how many metrics of either result have no partner in the other.
+
+    `late_first` and `late_second` are rows that were left out, as the load generator itself was late; `unlike` are the
+    conditions of the measurement that were not the same.
+    """
 
     compared: tuple[Compared, ...]
     only_first: int
     only_second: int
+    late_first: int
+    late_second: int
+    unlike: tuple[str, ...]
 
     def count(self, verdict: Verdict) -> int:
         """How many metrics have this verdict."""
@@ -84,29 +95,50 @@ def compare(first: Result, second: Result, systems: tuple[str, str] | None = Non
     Raises:
         BenchmarkError: they have no metric, load and traffic in common.
     """
-    one, two = _rounds(first.rows, systems and systems[0]), _rounds(second.rows, systems and systems[1])
+    first_rows, late_first = _in_time(first.rows, systems and systems[0])
+    second_rows, late_second = _in_time(second.rows, systems and systems[1])
+    one, two = _rounds(first_rows, unnamed=systems is not None), _rounds(second_rows, unnamed=systems is not None)
     shared = [key for key in one if key in two and one[key].keys() & two[key].keys()]
     if not shared:
         raise BenchmarkError(
             "the results have nothing in common: no system, scenario, traffic and load is in both "
-            "(measure both at the same rates; `narrows bench compare --systems` compares two systems)"
+            f"(A has {_systems(first)}, B has {_systems(second)}; measure both at the same rates; "
+            "`narrows bench compare --systems` compares two systems)"
+            + (f"; {_left_out(late_first, late_second)}" if late_first or late_second else "")
         )
     tested = [_test(key, one[key], two[key]) for key in shared]
     corrected = iter(holm([item.p for item in tested if item.verdict != "too few rounds"]))
     judged = (item if item.verdict == "too few rounds" else _judged(item, next(corrected)) for item in tested)
-    return Comparison(tuple(judged), len(one) - len(shared), len(two) - len(shared))
+    alone = len(one) - len(shared), len(two) - len(shared)
+    return Comparison(tuple(judged), *alone, late_first, late_second, _unlike(first, second))
 
 
-def _rounds(rows: Iterable[Row], system: str | None) -> dict[Key, dict[int, float]]:
-    """The values of every metric that is compared, by round; `system` alone, under no name, if it is given."""
+def _systems(result: Result) -> str:
+    return ", ".join(sorted({row.system for row in result.rows})) or "no rows"
+
+
+def _in_time(rows: Iterable[Row], system: str | None) -> tuple[list[Row], int]:
+    """The rows (of one system, if it is given) that say something about the server, and how many do not."""
+    own = [row for row in rows if system in (None, row.system)]
+    in_time = [row for row in own if not row.metrics.get("generator_late")]
+    return in_time, len(own) - len(in_time)
+
+
+def _unlike(first: Result, second: Result) -> tuple[str, ...]:
+    """Which conditions both results tell of, and differently."""
+    told = [(name, first.environment, second.environment) for name in MACHINE]
+    told += [(name, first.settings, second.settings) for name in METHOD]
+    return tuple(name for name, one, two in told if name in one and name in two and one[name] != two[name])
+
+
+def _rounds(rows: Iterable[Row], *, unnamed: bool) -> dict[Key, dict[int, float]]:
+    """The values of every metric that is compared, by round; of whatever system, if they are to be `unnamed`."""
     found: dict[Key, dict[int, float]] = {}
     for row in rows:
-        if row.metrics.get("generator_late") or (system is not None and row.system != system):
-            continue
         load = 0.0 if row.scenario == FOUND_LOAD else row.load
         for metric, value in row.metrics.items():
             if _is_compared(row.scenario, metric):
-                key = ("" if system is not None else row.system, row.scenario, row.traffic, load, metric)
+                key = ("" if unnamed else row.system, row.scenario, row.traffic, load, metric)
                 found.setdefault(key, {})[row.round] = value
     return found
 
@@ -126,9 +158,10 @@ def _test(key: Key, first: dict[int, float], second: dict[int, float]) -> Compar
     ]
     mean, low, high, p = paired_t(differences)
     change, low, high = (each if in_points else math.expm1(each) for each in (mean, low, high))
+    ends: tuple[float | None, float | None] = (low, high) if len(rounds) > 1 else (None, None)
     verdict: Verdict = "noise" if len(rounds) >= MIN_ROUNDS else "too few rounds"
     medians = statistics.median(one), statistics.median(two)
-    return Compared(*key, len(rounds), *medians, in_points, change, low, high, p, verdict)
+    return Compared(*key, len(rounds), *medians, in_points, change, *ends, p, verdict)
 
 
 def _judged(item: Compared, p: float) -> Compared:
@@ -168,6 +201,23 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
+def notes(comparison: Comparison) -> list[str]:
+    """What whoever reads the table should know beside it."""
+    found = []
+    if comparison.unlike:
+        found.append(f"A and B were measured under different conditions: {', '.join(comparison.unlike)}")
+    if comparison.late_first or comparison.late_second:
+        found.append(_left_out(comparison.late_first, comparison.late_second))
+    if comparison.only_first or comparison.only_second:
+        alone = f"{comparison.only_first} of A, {comparison.only_second} of B"
+        found.append(f"not in both: {alone} (other loads, scenarios or metrics)")
+    return found
+
+
+def _left_out(late_first: int, late_second: int) -> str:
+    return f"left out, as the load generator itself was late: {late_first} rows of A, {late_second} of B"
+
+
 def table(comparison: Comparison, *, everything: bool) -> list[tuple[str, ...]]:
     """Cells for a terminal, the heading first; without `everything`, only what is better or worse."""
     lines: list[tuple[str, ...]] = [
@@ -176,9 +226,9 @@ def table(comparison: Comparison, *, everything: bool) -> list[tuple[str, ...]]:
     for item in comparison.compared:
         if everything or item.verdict in ("better", "worse"):
             unit = "points" if item.in_points else "%"
-            change, low, high = (f"{100 * each:+.1f}" for each in (item.change, item.low, item.high))
+            interval = " to ".join(f"{100 * end:+.1f}" for end in (item.low, item.high) if end is not None)
             load = f"{item.load:g}" if item.load else ""
             where = (item.system, item.scenario, item.traffic, load, item.metric)
-            values = (f"{item.first:.4g}", f"{item.second:.4g}", f"{change} {unit}", f"{low} to {high}")
+            values = (f"{item.first:.4g}", f"{item.second:.4g}", f"{100 * item.change:+.1f} {unit}", interval)
             lines.append((*where, *values, f"{item.p:.2g}", item.verdict))
     return lines

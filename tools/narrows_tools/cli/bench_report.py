@@ -128,9 +128,6 @@ def run_compare(options: argparse.Namespace) -> int:
             f"{found.count('better')} better, {worse} worse, {found.count('noise')} noise"
             + (f", {few} with too few rounds (at least {compare.MIN_ROUNDS} are needed)" if few else "")
         )
-        if found.only_first or found.only_second:
-            print(
-                f"not in both: {found.only_first} of A, {found.only_second} of B (other loads, scenarios or metrics)",
-                file=sys.stderr,
-            )
+        for note in compare.notes(found):
+            print(note, file=sys.stderr)
     return 1 if worse and options.fail_on_worse else 0
