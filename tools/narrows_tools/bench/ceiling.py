@@ -1,7 +1,7 @@
 """What the towers can do on the server's cores with nothing around them: the measure of every server."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -96,7 +96,7 @@ def _serve(connection: Connection, what: InProcess) -> None:
                 connection.send((True, _single(tokenizer, encoders[cores], texts, pause_s)))
             case CeilingOrder(texts, seconds):
                 ids = [text.ids for text in tokenizer.questions([text.text for text in texts])]
-                connection.send((True, _ceiling(encoders, ids, seconds)))
+                connection.send((True, ceiling_of(encoders, ids, seconds)))
 
 
 def _single(tokenizer: TowerTokenizer, encoder: Encoder, texts: Sequence[Text], pause_s: float) -> Single:
@@ -109,7 +109,11 @@ def _single(tokenizer: TowerTokenizer, encoder: Encoder, texts: Sequence[Text], 
     return Single(float(np.percentile(times_ms, 50)), float(np.percentile(times_ms, 99)))
 
 
-def _ceiling(encoders: dict[int, Encoder], token_ids: Sequence[TokenIds], seconds: float) -> Ceiling:
+def ceiling_of(encoders: Mapping[int, Encoder], token_ids: Sequence[TokenIds], seconds: float) -> Ceiling:
+    """Measures all combinations of encoders, by their numbers of threads, and batch sizes.
+
+    `token_ids` are of at least one text; each combination has about so many seconds.
+    """
     grid: dict[tuple[int, int], _Cell] = {}
     for threads, encoder in encoders.items():
         best_per_s, fruitless = 0.0, 0
@@ -132,15 +136,15 @@ class _Cell:
 
 
 def _encode(encoder: Encoder, token_ids: Sequence[TokenIds], size: int, seconds: float) -> _Cell:
-    """Runs the texts, sorted by length, in batches of `size`; again until the time is over."""
+    """Runs all texts, sorted by length, in batches of `size` and one of what is left; again until the time is over."""
     texts = sorted(token_ids, key=len)
-    batches = [texts[start : start + size] for start in range(0, len(texts) - size + 1, size)]
-    encoder.encode(batches[-1])  # the first run of a shape allocates
+    batches = [texts[start : start + size] for start in range(0, len(texts), size)]
+    encoder.encode(max(batches, key=lambda batch: len(batch) * len(batch[-1])))  # the first run of a shape allocates
     done, elapsed_s = 0, 0.0
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     while elapsed_s < seconds:
         for batch in batches:
             encoder.encode(batch)
-        done += len(batches) * size
+        done += len(texts)
         elapsed_s = time.perf_counter() - start_s
     return _Cell(done / elapsed_s, (time.process_time() - start_cpu_s) * 1e3 / done)
