@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -67,6 +68,20 @@ def test_a_running_server_at_given_rates(small_bundle: Bundle, small_index: Path
     rows = json.loads(done.stdout)["rows"]
     assert [row["load"] for row in rows] == [40, 80]
     assert all(row["metrics"]["request_count"] >= 20 and row["metrics"]["rss_bytes"] > 0 for row in rows)
+
+
+def test_a_running_server_of_another_bundle_is_refused(
+    small_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ceiling, its lengths and its vocabulary would be those of other towers."""
+    other = Path(shutil.copytree(small_bundle.path, tmp_path / "other.bundle"))
+    tower_id = small_bundle.manifest.towers["question_encoder"].tower_id
+    manifest = other / "manifest.json"
+    manifest.write_text(manifest.read_text("utf-8").replace(tower_id, tower_id[::-1]), "utf-8")
+    with server(small_bundle.path, None) as running:
+        arguments = ("--bundle", str(other), "--server", running.address, "--only", "start")
+        assert main.main(["bench", "run", *arguments]) == 1
+    assert "serves small, whose question encoder is not that of" in capsys.readouterr().err
 
 
 def test_the_ceiling_alone(small_bundle: Bundle) -> None:

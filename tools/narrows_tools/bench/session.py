@@ -88,7 +88,7 @@ def session(setup: Setup, settings: Settings, traffic: Traffic) -> Iterator["Ses
     """Starts a server (unless one is given), a load generator and the towers in process, each on its cores.
 
     Raises:
-        BenchmarkError: one of them does not start.
+        BenchmarkError: one of them does not start, or the given server has other towers than the bundle.
     """
     with ExitStack() as stack:
         if setup.address:
@@ -98,10 +98,20 @@ def session(setup: Setup, settings: Settings, traffic: Traffic) -> Iterator["Ses
         ready = server.usage()
         with Client(server.address) as client:
             info = client.server_info()
+        _check_towers(setup, info)
         towers = stack.enter_context(in_process(InProcess(setup.bundle, info.variant), setup.layout.server))
         arguments = {"address": server.address, "method": settings.method, "max_items": OFFLINE_ITEMS}
         loads = stack.enter_context(generator(TargetSpec(TARGET, arguments), setup.layout.client))
         yield Session(setup, settings, traffic, server, ready, info, towers, loads)
+
+
+def _check_towers(setup: Setup, info: ServerInfo) -> None:
+    tower_id = open_bundle(setup.bundle).tower(ROLE).tower_id
+    if info.question_tower_id != tower_id:
+        raise BenchmarkError(
+            f"{setup.address} serves {info.bundle}, whose question encoder is not that of {setup.bundle}; "
+            "give the bundle that it serves"
+        )
 
 
 @dataclass(frozen=True, slots=True)
