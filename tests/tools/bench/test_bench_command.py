@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from server_process import run_narrows, server
 from narrows.bundle import Bundle
 from narrows.errors import BenchmarkError
 from narrows_tools.bench import results, run
+from narrows_tools.bench.ceiling import InProcess, SingleOrder, in_process
 from narrows_tools.bench.generator import generator
 from narrows_tools.bench.load import Offline, OpenLoop
 from narrows_tools.bench.pinned import default_layout, on_cores, parse_cores
@@ -99,6 +101,7 @@ def test_the_ceiling_alone(small_bundle: Bundle) -> None:
         (("--bundle", "BUNDLE", "--server", "127.0.0.1:1"), "127.0.0.1:1"),
         (("--bundle", "BUNDLE", "--method", "search"), "needs an --index"),
         (("--bundle", "BUNDLE", "--pid", "1"), "--pid goes with --server"),
+        (("--bundle", "BUNDLE", "--server", "x:1", "--pid", "4194305"), "--pid 4194305: there is no such process"),
         (("--bundle", "BUNDLE", "--server", "x:1", "--variant", "int8"), "a --server has its own"),
         (("--bundle", "BUNDLE", "--server-cores", "0", "--client-cores", "0"), "would share core 0"),
         (("--bundle", "BUNDLE", "--server-cores", "4000", "--client-cores", "0"), "cores 4000 cannot be used"),
@@ -153,6 +156,15 @@ def test_what_is_refused_what_is_late_and_what_fails_are_told_apart(small_bundle
         assert running.stop() == 0
         gone = loads.ask(OpenLoop(traffic.short(5), poisson(1000, 5, 0), 10.0, 100.0))
         assert gone.counts["failed"] == 5
+
+
+def test_a_measuring_process_that_has_been_killed_is_an_error_that_says_so(small_bundle: Bundle) -> None:
+    """Not the BrokenPipeError that the command line takes for a reader such as `head` who has seen enough."""
+    with in_process(InProcess(small_bundle.path, "fp32"), default_layout().server) as towers:
+        os.kill(towers.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, towers.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(BenchmarkError, match="ended by itself, with status -9"):
+            towers.ask(SingleOrder([]))
 
 
 def test_a_server_that_has_ended_has_no_usage(small_bundle: Bundle) -> None:

@@ -59,7 +59,7 @@ def usage_of(pid: int, cores: Cores) -> Usage:
         times = [member.cpu_times() for member in family]
         rss_bytes = sum(member.memory_info().rss for member in family)
     except psutil.NoSuchProcess:
-        raise BenchmarkError("a process ended while it was measured; its message is above") from None
+        raise BenchmarkError("a process ended while it was measured; if it said why, that is above") from None
     machine = psutil.cpu_times(percpu=True)
     busy_s = sum(getattr(machine[core], state) for core in cores for state in BUSY)
     cpu_s = sum(spent.user + spent.system for spent in times)

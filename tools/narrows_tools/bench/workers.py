@@ -48,7 +48,8 @@ class Worker(Generic[Order, Answer]):
         Raises:
             BenchmarkError: it failed, or the process is gone.
         """
-        self._connection.send(order)
+        with contextlib.suppress(BrokenPipeError):  # it is gone, as _received will find and say
+            self._connection.send(order)
         answer: Answer = self._received()
         return answer
 
@@ -74,7 +75,11 @@ class Worker(Generic[Order, Answer]):
         try:
             done, value = self._connection.recv()
         except (EOFError, OSError):
-            raise BenchmarkError("a measuring process ended by itself; its message is above") from None
+            self._process.join(STOP_S)
+            raise BenchmarkError(
+                f"a measuring process ended by itself, with status {self._process.exitcode} (-9: killed, perhaps as "
+                "memory ran out); if it said why, that is above"
+            ) from None
         if not done:
             raise BenchmarkError(value)
         return value

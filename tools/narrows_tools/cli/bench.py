@@ -212,6 +212,8 @@ def _setup(options: argparse.Namespace) -> "Setup":
         raise SettingsError("--method search needs an --index for the server")
     if options.pid and not options.server:
         raise SettingsError("--pid goes with --server")
+    if options.pid and not Path(f"/proc/{options.pid}").exists():
+        raise SettingsError(f"--pid {options.pid}: there is no such process")
     if options.server and (options.variant or options.index):
         raise SettingsError("--variant and --index go with a server that is started here; a --server has its own")
     flags = ("--variant", options.variant) if options.variant else ()
