@@ -62,7 +62,7 @@ def test_a_running_server_at_given_rates(small_bundle: Bundle, small_index: Path
     with server(small_bundle.path, small_index) as running:
         done = run_narrows(
             *("bench", "sweep", "--bundle", str(small_bundle.path), "--server", running.address),
-            *("--pid", str(running.process.pid), "--method", "search", "--rates", "40,80"),
+            *("--pid", str(running.process.pid), "--method", "search", "--rates", "40,80,40"),
             *("--rounds", "1", "--seconds", "0.3", "--json"),
         )
         assert running.stop() == 0
@@ -136,6 +136,14 @@ def test_bad_numbers_are_bad_usage(flag: str) -> None:
     rates = () if flag.startswith("--rates") else ("--rates", "5")
     with pytest.raises(SystemExit, match="2"):
         main.main(["bench", "sweep", "--bundle", "x", *rates, flag])
+
+
+def test_the_help_of_a_sweep_speaks_of_no_flag_that_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main.main(["bench", "sweep", "--help"])
+    shown = capsys.readouterr().out
+    assert "default: 5" in shown
+    assert "--quick" not in shown
 
 
 def test_what_is_refused_what_is_late_and_what_fails_are_told_apart(small_bundle: Bundle) -> None:

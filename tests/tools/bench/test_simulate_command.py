@@ -34,7 +34,20 @@ def test_rates_and_traffic_are_what_was_asked_for_and_rounds_differ(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "simulation.json"
-    arguments = ["--costs", str(COSTS), "--traffic", "mixed", "--rates", "20", "40", "--out", str(out), *SHORT]
+    arguments = [
+        "--costs",
+        str(COSTS),
+        "--traffic",
+        "mixed",
+        "mixed",
+        "--rates",
+        "20",
+        "40",
+        "20",
+        "--out",
+        str(out),
+        *SHORT,
+    ]
     assert main.main(["bench", "simulate", *arguments]) == 0
     assert "mixed    20" in capsys.readouterr().out
     rows = results.load(out).rows
@@ -56,7 +69,8 @@ def test_rates_and_traffic_are_what_was_asked_for_and_rounds_differ(
     [
         ([], "give either --costs or --bundle"),
         (["--costs", str(COSTS), "--bundle", "x"], "give either --costs or --bundle"),
-        (["--costs", str(COSTS), "--index", "x"], "--index goes with --bundle"),
+        (["--costs", str(COSTS), "--index", "x"], "--index, --variant, --threads and --save-costs go with --bundle"),
+        (["--costs", str(COSTS), "--variant", "int8"], "were measured with their own"),
         (["--costs", "missing.json"], "missing.json cannot be read"),
         (["--costs", str(COSTS), "--out", "missing/x.json"], "missing/x.json cannot be written"),
     ],
@@ -75,3 +89,10 @@ def test_costs_of_another_schema_are_refused(tmp_path: Path, capsys: pytest.Capt
     file.write_text(COSTS.read_text("utf-8").replace('"schema_version": 1', '"schema_version": 99'), "utf-8")
     assert main.main(["bench", "simulate", "--costs", str(file)]) == 1
     assert "schema version 99" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rate", "message"), [("x", "'x' is not a number"), ("0", "above 0"), ("nan", "above 0")])
+def test_a_rate_that_is_none_is_bad_usage(rate: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["bench", "simulate", "--costs", str(COSTS), "--rates", rate])
+    assert message in capsys.readouterr().err

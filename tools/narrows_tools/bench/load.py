@@ -47,7 +47,8 @@ class LoadReport:
 
     Latency is of OK requests: from the intended time of sending in an open loop, else from the actual one. `send_lag`
     is the generator's own delay: actual minus intended time. Histograms are by request, tokens in steps of 8 rounded
-    up; they and `padding_share` (of the tokens that the server computed) are of OK requests whose target knows.
+    up; they and `padding_share` (of the tokens in the server's batches; packed variants compute padding in attention
+    only) are of OK requests whose target knows.
     """
 
     counts: dict[Status, int]

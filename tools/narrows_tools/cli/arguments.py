@@ -16,26 +16,34 @@ TEXT_PRESETS = ("hf", "dpr-2020", "dpr-head", "haystack")  # narrows.text_preset
 
 def threads(text: str) -> int:
     """A number of threads; 0 means all cores."""
-    number = int(text)
-    if not 0 <= number <= 1024:
+    count = int(text)
+    if not 0 <= count <= 1024:
         raise argparse.ArgumentTypeError("must be 0 to 1024")
-    return number
+    return count
 
 
 def positive(text: str) -> int:
     """A number of things, at least one."""
-    number = int(text)
-    if number < 1:
+    count = int(text)
+    if count < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    return count
 
 
 def natural(text: str) -> int:
     """A number of things, or a seed, of which numpy takes none below 0."""
-    number = int(text)
-    if number < 0:
+    count = int(text)
+    if count < 0:
         raise argparse.ArgumentTypeError("must be at least 0")
-    return number
+    return count
+
+
+def number(text: str) -> float:
+    """Any number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def check_output(file: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from narrows.errors import BenchmarkError, SettingsError
 from narrows_tools.cli import bench_report, bench_simulate
-from narrows_tools.cli.arguments import check_output, natural, positive
+from narrows_tools.cli.arguments import check_output, natural, number, positive
 from narrows_tools.cli.bars import bars
 
 if TYPE_CHECKING:
@@ -42,10 +42,14 @@ An answer is in time within 100 ms, or 10 times what one question takes alone if
 fail (are neither answered, nor refused, nor late) ends with status 1, after all else."""
 
 RUN_EXAMPLES = """examples:
-  narrows bench run --bundle minilm.bundle --index wiki.index --out before.json
+  narrows bench run --bundle minilm.bundle --index wiki.index --out result.json
   narrows bench run --bundle minilm.bundle --quick
   narrows bench run --bundle minilm.bundle --only closed ceiling --rounds 3
   narrows bench run --bundle minilm.bundle --server localhost:50051 --pid 4711 --server-cores 0 --client-cores 1"""
+
+SWEEP_EXAMPLES = """examples:
+  narrows bench sweep --bundle minilm.bundle --rates 50,100,150,200 --out before.json
+  narrows bench sweep --bundle minilm.bundle --rates 5,10 --traffic mixed"""
 
 
 def add(commands: "Commands") -> None:
@@ -73,7 +77,7 @@ def _add_run(actions: "Commands") -> None:
         "--only", nargs="+", choices=SCENARIOS, default=[], metavar="SCENARIO", help="only these scenarios"
     )
     command.add_argument("--quick", action="store_true", help="one round of short loads, in about two minutes")
-    _add_extent(command)
+    _add_extent(command, rounds="5; 1 with --quick", seconds="5, or 2 with --quick")
     command.set_defaults(run=run_standard, extra="bench")
 
 
@@ -81,13 +85,14 @@ def _add_sweep(actions: "Commands") -> None:
     command = actions.add_parser(
         "sweep",
         help="an open loop at rates of your choice",
-        description="Measures an open loop at each rate.",
-        epilog="example: narrows bench sweep --bundle minilm.bundle --rates 50,100,150,200 --traffic mixed",
+        description="Measures an open loop at each rate, in several rounds: Poisson arrivals fixed beforehand, latency "
+        "from the time when a request was due. `narrows bench compare` needs two such results at the same rates.",
+        epilog=SWEEP_EXAMPLES,
     )
     _add_system(command)
     command.add_argument("--rates", required=True, type=_rates, metavar="R,...", help="requests per second")
     command.add_argument("--traffic", choices=("short", "mixed"), default="short", help="texts (default: short)")
-    _add_extent(command)
+    _add_extent(command, rounds="5", seconds="5")
     command.set_defaults(run=run_sweep, extra="bench", quick=False)
 
 
@@ -125,9 +130,9 @@ def _add_system(command: argparse.ArgumentParser) -> None:
     system.add_argument("--client-cores", type=_cores, metavar="4", help="default: the last")
 
 
-def _add_extent(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--rounds", type=positive, metavar="N", help="default: 5; 1 with --quick")
-    command.add_argument("--seconds", type=_seconds, metavar="S", help="of each load; default: 5, or 2 with --quick")
+def _add_extent(command: argparse.ArgumentParser, rounds: str, seconds: str) -> None:
+    command.add_argument("--rounds", type=positive, metavar="N", help=f"default: {rounds}")
+    command.add_argument("--seconds", type=_seconds, metavar="S", help=f"of each load; default: {seconds}")
     command.add_argument("--clients", type=positive, default=32, metavar="N", help="of a closed loop (default: 32)")
     command.add_argument("--seed", type=natural, default=0, metavar="S", help="of texts and times (default: 0)")
     command.add_argument("--out", type=Path, metavar="FILE", help="save the result, after every round")
@@ -244,21 +249,14 @@ def _cores(text: str) -> "Cores":
 
 
 def _seconds(text: str) -> float:
-    seconds = _number(text)
+    seconds = number(text)
     if not 0.05 <= seconds <= 3600:
         raise argparse.ArgumentTypeError("must be 0.05 to 3600")
     return seconds
 
 
 def _rates(text: str) -> list[float]:
-    rates = [_number(rate) for rate in text.split(",")]
+    rates = list(dict.fromkeys(number(rate) for rate in text.split(",")))
     if not all(0 < rate < 1e6 for rate in rates):
         raise argparse.ArgumentTypeError("must be above 0, and below a million")
     return rates
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None

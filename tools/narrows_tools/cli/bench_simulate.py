@@ -2,12 +2,13 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from narrows.errors import SettingsError
-from narrows_tools.cli.arguments import check_output, natural, positive, threads
+from narrows_tools.cli.arguments import check_output, natural, number, positive, threads
 from narrows_tools.cli.bars import bars
 from narrows_tools.cli.tables import print_rows
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+T = TypeVar("T")
 EXAMPLES = """examples:
   narrows bench simulate --bundle minilm.bundle --threads 1 --save-costs costs.json
   narrows bench simulate --costs costs.json --traffic mixed --loads 0.7 --noise
@@ -70,18 +72,20 @@ def add(actions: "Commands") -> None:
 
 
 def _positive_number(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
+    found = number(text)
+    if not 0 < found < float("inf"):
         raise argparse.ArgumentTypeError("must be above 0")
-    return number
+    return found
 
 
 def run(options: argparse.Namespace) -> int:
     """Simulates, and prints a row for each traffic and load: medians over the rounds."""
     if bool(options.costs) == bool(options.bundle):
         raise SettingsError("give either --costs or --bundle")
-    if options.index and not options.bundle:
-        raise SettingsError("--index goes with --bundle: --costs hold those of an index already, if they were measured")
+    if options.costs and (options.index or options.variant or options.threads or options.save_costs):
+        raise SettingsError(
+            "--index, --variant, --threads and --save-costs go with --bundle: --costs were measured with their own"
+        )
     for file in filter(None, (options.save_costs, options.out)):
         check_output(file)
     from narrows_tools.bench import batch_costs, results
@@ -91,8 +95,8 @@ def run(options: argparse.Namespace) -> int:
     if options.save_costs:
         batch_costs.save(options.save_costs, found)
     plan = Plan(
-        tuple(options.traffic), tuple(options.rates), tuple(options.loads), options.questions, options.rounds,
-        options.seed, options.noise,
+        _each_once(options.traffic), _each_once(options.rates), _each_once(options.loads),
+        options.questions, options.rounds, options.seed, options.noise,
     )  # fmt: skip
     with bars() as start:
         result = simulate_plan(found, plan, start("simulating", plan.simulations))
@@ -103,6 +107,10 @@ def run(options: argparse.Namespace) -> int:
     else:
         print_rows(table(result.rows))
     return 0
+
+
+def _each_once(given: Sequence[T]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(given))
 
 
 def _measure(options: argparse.Namespace) -> "BatchCosts":
