@@ -51,17 +51,21 @@ def fingerprint(
     return environment
 
 
-def git_commit() -> str:
-    """The commit of the checkout that this module is in, with `+` where files differ from it; empty elsewhere."""
+def git_commit(module: Path = Path(__file__)) -> str:
+    """The commit of the checkout that a module belongs to, with `+` where files differ from it; empty elsewhere.
+
+    A module that only lies in one, such as one installed into a virtual environment there, does not belong to it.
+    """
     try:
-        commit = _git("rev-parse", "HEAD")
-        return commit + "+" * bool(_git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
+        _git(module, "ls-files", "--error-unmatch", module.name)
+        commit = _git(module, "rev-parse", "HEAD")
+        return commit + "+" * bool(_git(module, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
         return ""
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+def _git(module: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(module.parent), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
     return done.stdout.strip()
 
