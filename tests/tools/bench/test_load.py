@@ -6,13 +6,14 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import grpc
 import numpy as np
 import pytest
 
 from narrows_tools.bench.load import Background, ClosedLoop, LoadReport, Offline, OpenLoop
 from narrows_tools.bench.metrics import goodput_deadline_ms, histograms_of, metrics_of
 from narrows_tools.bench.servers import Usage
-from narrows_tools.bench.targets import Reply, Target, TargetSpec, Text
+from narrows_tools.bench.targets import Reply, Target, TargetSpec, Text, status_of
 
 T = TypeVar("T")
 
@@ -168,6 +169,21 @@ def test_goodput_counts_what_is_ok_and_in_time_and_shares_are_of_all() -> None:
     assert metrics["server_cpu_ms_per_request"] == pytest.approx(400 / 8)
     assert metrics["rss_bytes"] == 7
     assert metrics["others_cpu_share"] == pytest.approx((0.9 - 0.4) / 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "overdue", "status"),
+    [
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, False, "refused"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, True, "late"),
+        (grpc.StatusCode.CANCELLED, True, "late"),  # by the server, at the deadline
+        (grpc.StatusCode.CANCELLED, False, "failed"),
+        (grpc.StatusCode.UNAVAILABLE, True, "failed"),
+        (grpc.StatusCode.INTERNAL, False, "failed"),
+    ],
+)
+def test_what_an_error_means(code: grpc.StatusCode, overdue: bool, status: str) -> None:
+    assert status_of(code, overdue=overdue) == status
 
 
 def test_nothing_but_failures_is_a_report_too() -> None:

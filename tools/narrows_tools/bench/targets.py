@@ -5,6 +5,7 @@ targets of other systems lie beside their servers and are named in the same way.
 """
 
 import importlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -132,6 +133,7 @@ class NarrowsTarget:
         """Sends several in one request, and leaves open how they were batched: the server tells of the largest only."""
         strings = [text.text for text in texts]
         reply: pb.SearchResponse | pb.EncodeResponse
+        sent_s = time.monotonic()
         try:
             if self._method == "search":
                 reply = await self._search(pb.SearchRequest(questions=strings, k=K), timeout=timeout_s)
@@ -141,7 +143,7 @@ class NarrowsTarget:
             else:
                 reply = await self._encode(pb.EncodeRequest(questions=strings), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            return [Reply(_STATUS_OF.get(error.code(), "failed"))] * len(texts)
+            return [Reply(status_of(error.code(), overdue=time.monotonic() - sent_s >= timeout_s))] * len(texts)
         timings = reply.served.timings
         batch = (timings.batch_size, timings.batch_tokens) if len(texts) == 1 else (0, 0)
         if not self._keep or isinstance(reply, pb.SearchResponse):
@@ -150,7 +152,16 @@ class NarrowsTarget:
         return [Reply("ok", *batch, row.astype(np.float32)) for row in rows]
 
 
-_STATUS_OF: dict[grpc.StatusCode, Status] = {
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "refused",
-    grpc.StatusCode.DEADLINE_EXCEEDED: "late",
-}
+def status_of(code: grpc.StatusCode, *, overdue: bool) -> Status:
+    """What an error means; `overdue`: it came no earlier than the request's deadline.
+
+    At the deadline a server cancels the call, of which a busy client may hear before its own timer rings.
+    """
+    match code:
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return "refused"
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return "late"
+        case grpc.StatusCode.CANCELLED if overdue:
+            return "late"
+    return "failed"
