@@ -131,6 +131,26 @@ def test_a_run_in_which_requests_failed_shows_its_result_and_fails(
     assert "and in 2 more loads); the server's log says why" in shown.err
 
 
+def test_sigterm_ends_a_run_as_an_interrupt_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not at once, which would leave its server behind."""
+    stopped: list[str] = []
+
+    def terminated(*arguments: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            stopped.append("the server")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run, "run", terminated)
+    assert main.main(["bench", "sweep", "--bundle", "x", "--rates", "5"]) == 130
+    assert stopped == ["the server"]
+    assert capsys.readouterr().err.endswith("narrows: interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize("flag", ["--rates=0", "--rates=x", "--seconds=0", "--server-cores=a-b"])
 def test_bad_numbers_are_bad_usage(flag: str) -> None:
     rates = () if flag.startswith("--rates") else ("--rates", "5")

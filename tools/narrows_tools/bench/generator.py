@@ -35,7 +35,5 @@ async def _loads(connection: Connection, spec: TargetSpec) -> None:
     try:
         while (load := connection.recv()) is not None:
             connection.send((True, await load.run(target)))
-    except EOFError:
-        pass  # the parent is gone
     finally:
         await target.close()

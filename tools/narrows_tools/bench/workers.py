@@ -90,7 +90,7 @@ def _run(serve: Callable[[Connection, Any], None], connection: Connection, argum
         serve(connection, argument)
     except NarrowsError as error:
         connection.send((False, str(error)))
-    except KeyboardInterrupt:
-        pass  # the parent was interrupted, too
+    except (KeyboardInterrupt, EOFError, BrokenPipeError):
+        pass  # the parent was interrupted, too, or is gone
     except Exception:
         connection.send((False, f"a measuring process failed:\n{traceback.format_exc()}"))

@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,7 +165,7 @@ def run_ceiling(options: argparse.Namespace) -> int:
 
     texts = traffic_of(options.bundle, options.seed).named(options.traffic, options.texts)
     cores = options.server_cores or default_layout().server
-    with in_process(InProcess(options.bundle, options.variant), cores) as towers:
+    with _ended_in_order(), in_process(InProcess(options.bundle, options.variant), cores) as towers:
         ceiling = towers.ask(CeilingOrder(texts, options.seconds))
     assert isinstance(ceiling, Ceiling)
     if options.json:
@@ -181,13 +184,23 @@ def _run(options: argparse.Namespace, steps: "tuple[Step, ...]") -> int:
     from narrows_tools.bench.checks import failures
     from narrows_tools.bench.run import run
 
-    with bars() as start:
+    with _ended_in_order(), bars() as start:
         result = run(setup, _settings(options), steps, options.out, start)
     _print(result, as_json=options.json)
     if failed := failures(result):
         more = f"; and in {len(failed) - FAILURES_SHOWN} more loads" if len(failed) > FAILURES_SHOWN else ""
         raise BenchmarkError(f"requests failed ({'; '.join(failed[:FAILURES_SHOWN])}{more}); the server's log says why")
     return 0
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, and with it the server and the processes that it has started."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print(result: "Result", *, as_json: bool) -> None:
