@@ -246,3 +246,9 @@ def test_recipes_of_int8_are_a_table_and_a_plot() -> None:
         ("all", "0.917", "no"),
         ("two in float", "0.969", "yes"),
     ]
+
+
+def test_a_readme_that_is_not_utf_8_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "README.md").write_bytes(README.encode() + b"\xff")
+    assert run(here) == 1
+    assert "README.md is not UTF-8: invalid start byte at byte" in capsys.readouterr().err

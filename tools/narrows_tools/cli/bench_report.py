@@ -86,7 +86,7 @@ def run_report(options: argparse.Namespace) -> int:
         raise BenchmarkError(f"{options.results} holds no results; make one with `narrows bench run --out`")
     loaded = {file.stem: results.load(file) for file in files}
     drawn = {options.plots / f"{name}.svg": svg for name, svg in plots.plots(loaded).items()}
-    text = options.readme.read_text("utf-8")
+    text = _text(options.readme)
     new_text = report.replaced(text, report.section(loaded, list(drawn), options.readme), options.readme)
     others = [file for file in sorted(options.plots.glob("*.svg")) if file not in drawn]
     left_over = [file for file in others if plots.stamp(file.read_bytes())]  # of results that are gone
@@ -107,6 +107,13 @@ def run_report(options: argparse.Namespace) -> int:
     if not stale and not left_over:
         print("all up to date")
     return 0
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise BenchmarkError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def run_compare(options: argparse.Namespace) -> int:
