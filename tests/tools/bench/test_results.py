@@ -67,6 +67,14 @@ def test_a_large_tower_has_a_higher_bound_at_saturation() -> None:
     start = row("start", "", rss_bytes=240e6, ready_ms=2500, model_bytes=900e6, vectors_bytes=25e6)
     found = {check.name: check for check in checks(replace(RESULT, rows=(start, *ROWS[1:])))}
     assert not found["throughput at saturation, of the ceiling"].kept
+    assert not any(name.startswith("start to ready") for name in found)  # that is promised of MiniLM
+
+
+def test_an_index_larger_than_the_promises_is_not_held_to_its_start() -> None:
+    start = replace(ROWS[0], metrics={**ROWS[0].metrics, "passage_count": 16176.0})
+    assert any(check.name.startswith("start to ready") for check in checks(replace(RESULT, rows=(start,))))
+    start = replace(ROWS[0], metrics={**ROWS[0].metrics, "passage_count": 5e6})
+    assert not any(check.name.startswith("start to ready") for check in checks(replace(RESULT, rows=(start,))))
 
 
 def test_rounds_are_compared_each_with_itself() -> None:
