@@ -1,12 +1,15 @@
 """`narrows bench simulate`: costs measured from a real bundle and index, saved, and simulated with."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from narrows.bundle import Bundle
+from narrows.costs import Bucket, CostTable
 from narrows_tools.bench import batch_costs, results
+from narrows_tools.bench.simulation import open_loop, simulate
 from narrows_tools.cli import main
 
 COSTS = Path(__file__).parents[2] / "data" / "minilm_costs.json"
@@ -82,6 +85,16 @@ def test_what_cannot_be_simulated_is_said_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("threads", "overlap"), [(1, False), (2, True)])
+def test_on_one_core_the_search_takes_turns_with_the_encoder(threads: int, overlap: bool) -> None:
+    """As in a server: application.py gives an index a thread of its own only where there is a second core."""
+    costs = replace(batch_costs.load(COSTS), threads=threads, search=CostTable((Bucket(1, (1,), (5.0,)),)))
+    ran = simulate(open_loop([0.0] * 40, [10] * 40, k=10), costs.server()).batches
+    ran_ms = sum(batch.took_ms for batch in ran)
+    end_ms = 1e3 * max(batch.began_s for batch in ran) + ran[-1].took_ms
+    assert (ran_ms > end_ms * 1.01) == overlap
 
 
 def test_costs_of_another_schema_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

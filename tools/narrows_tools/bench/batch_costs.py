@@ -44,9 +44,13 @@ class BatchCosts:
     schema_version: int = SCHEMA_VERSION
 
     def server(self, noise_seed: int | None = None) -> Server:
-        """A server on these costs; with a seed, one whose batches take as unequally long as the measured ones."""
+        """A server on these costs; with a seed, one whose batches take as unequally long as the measured ones.
+
+        With one thread the search takes turns with the encoder, as in a server on one core.
+        """
         took_ms = self.actual.ms if noise_seed is None else noisy(self.actual.ms, self.noise, noise_seed)
-        return Server(Stage.of(self.believed, took_ms), Stage.of(self.search) if self.search else None)
+        search = Stage.of(self.search) if self.search else None
+        return Server(Stage.of(self.believed, took_ms), search, own_thread=self.threads > 1)
 
 
 def save(file: Path, batch_costs: BatchCosts) -> None:
