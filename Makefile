@@ -95,7 +95,7 @@ bench: demo ## the demo's MiniLM under load on this machine: about 15 minutes; t
 bench-smoke: demo ## the same in two minutes: for errors, not for times
 	$(BENCH) --quick
 
-bench-peers: demo ## Narrows beside Triton, mosec, LitServe, infinity and others: half an hour, 5 GB of environments
+bench-peers: demo ## Narrows beside Triton, mosec, LitServe, infinity and others: over half an hour, 5 GB of environments
 	$(BIN)/python -m benchmarks.peers.environments
 	$(BIN)/python -m benchmarks.peers.run --bundle $(DEMO)/minilm.bundle
 

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.peers.rules import DiscardRule, Saturation, best_setting, rates
-from benchmarks.peers.systems import PeerInProcess, Running, ServedSystem
+from benchmarks.peers.rules import SHARES, DiscardRule, Saturation, best_setting, rates
+from benchmarks.peers.systems import PeerInProcess, PeerServer, Running, ServedSystem
 from narrows.errors import BenchmarkError
 from narrows.towers import Tower
 from narrows_tools.bench import results
@@ -73,7 +73,7 @@ class Comparison:
     """A run. `result` grows, and is saved after every step, so that a run that was cut off goes on from there."""
 
     plan: Plan
-    peers: Sequence[ServedSystem]
+    peers: Sequence[PeerServer]
     narrows: Sequence[ServedSystem]
     in_process: Sequence[PeerInProcess]
     words: Sequence[str]
@@ -109,31 +109,33 @@ class Comparison:
 
     def _search(self) -> None:
         found: dict[str, list[dict[str, Any]]] = self.result.settings.get("search", {})
-        systems: list[ServedSystem | PeerInProcess] = [*self.peers, *self.in_process]
+        systems: list[PeerServer | PeerInProcess] = [*self.peers, *self.in_process]
         for system in systems:
             entries = found.setdefault(system.name, [])
-            settings = system.peer.settings if isinstance(system, PeerInProcess) else system.settings
-            for number in range(len(entries), len(settings)):
-                self.say(f"search: {system.name}, setting {number + 1} of {len(settings)}")
-                entries.append({"setting": settings[number], **self._tried(system, number)})
+            for number in range(len(entries), len(system.settings)):
+                self.say(f"search: {system.name}, setting {number + 1} of {len(system.settings)}")
+                entries.append({"setting": system.settings[number], **self._tried(system, number)})
                 self._note(search=found)
         best = {name: chosen for name, entries in found.items() if (chosen := _best(entries))}
         most = {
             traffic: {
                 system.name: found[system.name][best[system.name][traffic]][traffic]["throughput_per_s"]
                 for system in self.peers
-                if system.name in best
+                if system.name in best and system.peer.graph == "bundle"
             }
             for traffic in TRAFFICS
         }
         if "rates" not in self.result.settings:
             offered = {traffic: list(rates(per_s)) for traffic, per_s in most.items() if per_s}
-            self._note(best=best, rates=offered)
+            self._note(best=best, rates=offered, shares=list(SHARES))
         if not self.result.settings["rates"]:
-            reasons = "; ".join(str(entry.get("error", "")) for entries in found.values() for entry in entries[:1])
-            raise BenchmarkError(f"no peer could be measured: {reasons}")
+            reasons = [entry["error"] for entries in found.values() for entry in entries[:1] if "error" in entry]
+            raise BenchmarkError(
+                "no peer with the bundle's graph could be measured, of whose saturation the rates are shares: "
+                + ("; ".join(reasons) or "none was asked for")
+            )
 
-    def _tried(self, system: ServedSystem | PeerInProcess, number: int) -> dict[str, Any]:
+    def _tried(self, system: PeerServer | PeerInProcess, number: int) -> dict[str, Any]:
         texts = self._traffic(0)
         try:
             if isinstance(system, PeerInProcess):

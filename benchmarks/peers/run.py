@@ -1,14 +1,15 @@
-"""`make bench-peers`: Narrows beside what people would use instead, on the same cores, with the same graph.
+"""`make bench-peers`: Narrows beside what people would use instead, on the same cores.
 
 Each peer runs with the settings of peers.toml, and the best one for each traffic is kept. Then, in rounds, every system
 is started in turn, checked (its embeddings must be Narrows' own fp32 ones, cosine 0.9999), loaded by 32 clients that
-send when they have an answer (its saturation), and loaded at fixed rates: 50 and 80 % of the best peer's saturation.
+send when they have an answer (its saturation), and loaded at fixed rates: 50 and 80 % of the saturation of the best
+peer with the bundle's own graph. Two peers are also there with the graph that their users have without Narrows.
 A round in which the machine or the load generator was disturbed does not count, by a rule that is kept with the result.
 
 A run that was cut off goes on where it was, when started again with the same options.
 
   python -m benchmarks.peers.environments                      # once: each peer's own environment
-  python -m benchmarks.peers.run --bundle .demo/minilm.bundle  # half an hour, on a quiet machine
+  python -m benchmarks.peers.run --bundle .demo/minilm.bundle  # over half an hour, on a quiet machine
   python -m benchmarks.peers.run --bundle .demo/minilm.bundle --quick --peers mosec triton
   python -m benchmarks.peers.run --show benchmarks/results/peers.json
 """
@@ -165,6 +166,7 @@ def _run(options: argparse.Namespace) -> Result:
             settings={
                 "systems": {one.name: one.variant or "default" for one in narrows}
                 | {name: peer.runs for name, peer in peers.items()},
+                "graphs": {name: peer.graph for name, peer in peers.items()},
                 "skipped": skipped,
             },
             rows=(),

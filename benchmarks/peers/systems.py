@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.peers.description import Material, Peer, Setting
+from benchmarks.peers.description import Material, Peer, Setting, Start
 from benchmarks.peers.processes import free_port, serving, started, tail
 from benchmarks.peers.rules import MIN_COSINE, min_cosine
 from narrows.errors import BenchmarkError
@@ -59,17 +59,13 @@ class ServedSystem(Protocol):
     def name(self) -> str:
         """Its name in results."""
 
-    @property
-    def settings(self) -> Sequence[Setting]:
-        """What it can be started with."""
-
     def running(self, number: int) -> AbstractContextManager[Running]:
-        """Starts it with a setting and checks it; see `check`."""
+        """Starts it with its setting of that number and checks it; see `check`."""
 
 
 @dataclass(frozen=True, slots=True)
-class PeerServer:
-    """A peer that has a server."""
+class InstalledPeer:
+    """A peer in its environment."""
 
     name: str
     peer: Peer
@@ -83,6 +79,15 @@ class PeerServer:
         """Its grid."""
         return self.peer.settings
 
+    def start(self, number: int, **more: object) -> Start:
+        """How to start it with one of its settings; `more` as in Peer.filled."""
+        return self.peer.filled(self.material, len(self.cores), self.settings[number], **more)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerServer(InstalledPeer):
+    """A peer that has a server."""
+
     @contextmanager
     def running(self, number: int) -> Iterator[Running]:
         """Starts it with a setting, and checks its embeddings.
@@ -91,14 +96,15 @@ class PeerServer:
             BenchmarkError: it does not start, or fails the check.
         """
         port = free_port()
-        start = self.peer.filled(self.material, len(self.cores), self.peer.settings[number], port=port)
         target = TargetSpec(self.peer.target, {"port": port})
         try:
-            with serving(start, target, port, self.cores, self.logs / f"{self.name}.log") as server:
+            with serving(
+                self.start(number, port=port), target, port, self.cores, self.logs / f"{self.name}.log"
+            ) as server:
                 keeping = TargetSpec(self.peer.target, {"port": port, "keep_embeddings": True})
                 yield Running(server, target, checked(self.name, keeping, self.check))
         except BenchmarkError as error:
-            raise BenchmarkError(f"{self.name} {json.dumps(self.peer.settings[number])}: {error}") from None
+            raise BenchmarkError(f"{self.name} {json.dumps(self.settings[number])}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,6 @@ class NarrowsServer:
     variant: str
     cores: Cores
     check: Check
-    settings: Sequence[Setting] = ({},)
 
     @contextmanager
     def running(self, number: int) -> Iterator[Running]:
@@ -129,15 +134,8 @@ class NarrowsServer:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerInProcess:
+class PeerInProcess(InstalledPeer):
     """A library without a server: texts per second when it has all texts at hand."""
-
-    name: str
-    peer: Peer
-    material: Material
-    cores: Cores
-    logs: Path
-    check: Check
 
     def measure(self, number: int, texts: dict[str, list[Text]], seconds: float) -> dict[str, float]:
         """Texts per second for each traffic, with one of its settings.
@@ -151,8 +149,7 @@ class PeerInProcess:
         order.write_text(json.dumps({"check": check, "seconds": seconds, "loads": loads}))
         report.unlink(missing_ok=True)
         places = {"texts": order.resolve(), "report": report.resolve()}
-        start = self.peer.filled(self.material, len(self.cores), self.peer.settings[number], **places)
-        with started(start, self.cores, log) as process:
+        with started(self.start(number, **places), self.cores, log) as process:
             status = process.wait(OFFLINE_TIMEOUT_S)
         if status != 0:
             raise BenchmarkError(f"{self.name} ended with status {status}; it wrote: {tail(log)}")

@@ -1,4 +1,6 @@
-"""A peer as small as can be: the peers' own encoder behind mosec's protocol. `--shift` makes it compute something else.
+"""A peer as small as can be: the peers' own encoder behind mosec's protocol.
+
+`--shift` makes it compute something else, `--wait-ms` keeps it from being quick.
 
 It leaves a process behind that a plain SIGTERM to its group would miss.
 """
@@ -6,6 +8,7 @@ It leaves a process behind that a plain SIGTERM to its group would miss.
 import argparse
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     parser.add_argument("--shift", type=float, default=0.0)
+    parser.add_argument("--wait-ms", type=float, default=0.0)
     parser.add_argument("--batch-size", type=int)
     options = parser.parse_args()
     encoder = OnnxEncoder(options.model, options.tokenizer, options.max_tokens, options.threads)
@@ -31,6 +35,7 @@ def main() -> None:
         def do_POST(self) -> None:
             text = self.rfile.read(int(self.headers["Content-Length"])).decode()
             row = encoder.encode([text])[0] + options.shift
+            time.sleep(options.wait_ms / 1e3)
             self.send_response(200)
             self.send_header("Content-Length", str(row.nbytes))
             self.end_headers()

@@ -1,7 +1,7 @@
 """A whole comparison between a real Narrows server and a small real peer; and what a peer leaves behind."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +13,14 @@ import pytest
 
 from benchmarks.peers import processes
 from benchmarks.peers.comparison import Comparison, Plan, Reference, resumed
-from benchmarks.peers.description import Material, Peer, Setting, Start, load_peers
+from benchmarks.peers.description import Graph, GraphFiles, Material, Peer, Setting, Start, load_peers
 from benchmarks.peers.prepare import prepare, without_pooling
 from benchmarks.peers.processes import MARK, free_port, marked, serving, started
-from benchmarks.peers.rules import DiscardRule
+from benchmarks.peers.rules import DiscardRule, rates
 from benchmarks.peers.systems import Check, NarrowsServer, PeerInProcess, PeerServer
 from benchmarks.peers.table import table
 from narrows.bundle import Bundle
-from narrows.encoder import pad_right
+from narrows.encoder import Encoder, pad_right
 from narrows.errors import BenchmarkError
 from narrows.towers import Tower, load_towers
 from narrows_tools.bench.pinned import default_layout
@@ -49,9 +49,8 @@ def tower(small_bundle: Bundle) -> Tower:
 @pytest.fixture(scope="module")
 def material(small_bundle: Bundle, tower: Tower) -> Material:
     directory = small_bundle.path / tower.manifest.directory
-    nothing = Path("none")
-    tokens = tower.manifest.max_tokens
-    return Material(directory / "model.fp32.onnx", directory / "tokenizer.json", tokens, nothing, nothing)
+    files = GraphFiles(directory / "model.fp32.onnx", Path("none"))
+    return Material(directory / "tokenizer.json", tower.manifest.max_tokens, Path("none"), files, files)
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +74,23 @@ def _comparison(
     check: Check,
     out: Path,
     rule: DiscardRule = LENIENT,
-    settings: tuple[Setting, ...] = (RIGHT,),
+    peers: Sequence[tuple[str, Graph, tuple[Setting, ...]]] = (("small", "bundle", (RIGHT,)),),
 ) -> Comparison:
-    peer = Peer("small", "the same graph", COMMAND, settings, TARGET)
     plan = Plan(
         rounds=ROUNDS, extra_rounds=1, search_s=SHORT, closed_s=SHORT, open_s=SHORT, offline_s=0.1, clients=2, seed=0,
         deadline_ms=1e3, most_per_s={"short": 400.0, "mixed": 400.0}, rule=rule,
     )  # fmt: skip
-    fresh = Result("peers", "2026-01-01T00:00:00+00:00", {}, {"systems": {}, "skipped": {}}, ())
+    fresh = Result("peers", "2026-01-01T00:00:00+00:00", {}, {"systems": {}, "graphs": {}, "skipped": {}}, ())
     result, plan = resumed(out, fresh, plan)
     narrows = NarrowsServer("narrows-fp32", small_bundle.path, None, "fp32", LAYOUT.server, check)
     return Comparison(
         plan=plan,
-        peers=[PeerServer("small", peer, material, LAYOUT.server, out.parent, check)],
+        peers=[
+            PeerServer(
+                name, Peer("small", "", graph, COMMAND, settings, TARGET), material, LAYOUT.server, out.parent, check
+            )
+            for name, graph, settings in peers
+        ],
         narrows=[narrows],
         in_process=[],
         words=single_token_words(tower.tokenizer),
@@ -105,7 +108,7 @@ def test_a_comparison_finds_the_setting_that_works_and_measures_both_in_each_rou
 ) -> None:
     out = tmp_path / "peers.json"
     grid = (WRONG, RIGHT, BROKEN)
-    result = _comparison(small_bundle, tower, material, check, out, settings=grid).run()
+    result = _comparison(small_bundle, tower, material, check, out, peers=[("small", "bundle", grid)]).run()
     assert load(out) == result
     wrong, right, broken = result.settings["search"]["small"]
     assert "is not timed" in wrong["error"]
@@ -113,7 +116,7 @@ def test_a_comparison_finds_the_setting_that_works_and_measures_both_in_each_rou
     assert right["min_cosine"] > 0.99999
     assert result.settings["best"] == {"small": {"short": 1, "mixed": 1}}
     assert result.settings["complete"]
-    rates = {traffic: tuple(found) for traffic, found in result.settings["rates"].items()}
+    offered = {traffic: tuple(found) for traffic, found in result.settings["rates"].items()}
     for system in ("narrows-fp32", "small"):
         for number in (1, 2):
             mine = [row for row in result.rows if (row.system, row.round) == (system, number)]
@@ -121,13 +124,31 @@ def test_a_comparison_finds_the_setting_that_works_and_measures_both_in_each_rou
                 (closed,) = [row for row in mine if (row.traffic, row.scenario) == (traffic, "closed")]
                 assert closed.metrics["throughput_per_s"] > 0
                 loads = tuple(row.load for row in mine if (row.traffic, row.scenario) == (traffic, "open"))
-                assert loads == rates[traffic]
+                assert loads == offered[traffic]
             assert all(row.metrics["failed_share"] == 0 and row.metrics["rss_bytes"] > 0 for row in mine)
             assert all(row.metrics["reference_per_s"] > 0 for row in mine)
     assert "small, best for mixed" in table(result)
 
     with pytest.raises(BenchmarkError, match="finished run"):
         _comparison(small_bundle, tower, material, check, out)
+
+
+def test_the_rates_are_of_the_best_peer_that_has_the_bundle_s_graph(
+    small_bundle: Bundle, tower: Tower, material: Material, check: Check, tmp_path: Path
+) -> None:
+    same: tuple[str, Graph, tuple[Setting, ...]] = ("small", "bundle", ({"wait_ms": 40},))
+    plain: tuple[str, Graph, tuple[Setting, ...]] = ("quicker", "plain", (RIGHT,))
+    comparison = _comparison(small_bundle, tower, material, check, tmp_path / "peers.json", peers=[plain, same])
+    comparison.narrows, comparison.plan = [], replace(comparison.plan, rounds=1)
+    result = comparison.run()
+    for traffic, offered in result.settings["rates"].items():
+        found = {name: result.settings["search"][name][0][traffic]["throughput_per_s"] for name in ("small", "quicker")}
+        assert tuple(offered) == rates({"small": found["small"]}) != rates(found)
+    assert {row.system for row in result.rows} == {"small", "quicker"}
+
+    alone = _comparison(small_bundle, tower, material, check, tmp_path / "plain.json", peers=[plain])
+    with pytest.raises(BenchmarkError, match=r"no peer with the bundle's graph could be measured.*none was asked for"):
+        alone.run()
 
 
 def test_a_run_that_was_cut_off_goes_on_and_keeps_what_it_had(
@@ -183,7 +204,7 @@ def _interrupt_at(begins: str) -> Callable[[str], None]:
 def test_a_process_that_moves_to_a_session_of_its_own_and_ignores_sigterm_is_ended_too(
     material: Material, tmp_path: Path
 ) -> None:
-    peer = Peer("small", "", COMMAND, ({},), TARGET)
+    peer = Peer("small", "", "bundle", COMMAND, ({},), TARGET)
     port = free_port()
     start = peer.filled(material, 1, {}, port=port)
     with serving(start, TargetSpec(TARGET, {"port": port}), port, LAYOUT.server, tmp_path / "log") as server:
@@ -220,16 +241,23 @@ def test_a_server_that_ends_at_once_is_an_error_with_its_last_words(tmp_path: Pa
         pass
 
 
-def test_the_graph_without_its_pooling_computes_the_same(minilm_bundle: Bundle, tmp_path: Path) -> None:
+def test_all_graphs_compute_the_same_and_the_plain_one_has_nothing_of_narrows(
+    minilm_bundle: Bundle, tmp_path: Path
+) -> None:
     material = prepare(minilm_bundle.path, tmp_path)
+    operators = {node.op_type for node in onnx.load(material.plain.model).graph.node}
+    assert {"Attention", "SkipLayerNormalization"} <= operators
+    assert not operators & {"MultiHeadAttention", "LayerNormalization", "NonZero"}
     tower = load_towers(minilm_bundle, "fp32", 1, ["question_encoder"])["question_encoder"]
     ids = [text.ids for text in tower.tokenizer.questions(["who sings?", "where is the deepest of all the seas?"])]
     input_ids, mask = pad_right(ids, tower.tokenizer.pad_id)
-    session = onnxruntime.InferenceSession(material.onnx_directory / "model.onnx", providers=["CPUExecutionProvider"])
-    (hidden,) = session.run(["last_hidden_state"], {"input_ids": input_ids, "attention_mask": mask})
-    mean = (hidden * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
-    pooled = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-    np.testing.assert_allclose(pooled, tower.encoder.encode(ids), atol=1e-6)
+    expected = tower.encoder.encode(ids)
+    np.testing.assert_allclose(Encoder(material.plain.model, 0, threads=1).encode(ids), expected, atol=1e-6)
+    for files in (material.bundle, material.plain):
+        session = onnxruntime.InferenceSession(files.directory / "model.onnx", providers=["CPUExecutionProvider"])
+        (hidden,) = session.run(["last_hidden_state"], {"input_ids": input_ids, "attention_mask": mask})
+        mean = (hidden * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(mean / np.linalg.norm(mean, axis=1, keepdims=True), expected, atol=1e-6)
 
 
 def test_towers_that_peers_cannot_serve_are_refused(small_bundle: Bundle, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.peers.description import HERE, Material, Peer, flags, load_peers
+from benchmarks.peers.description import HERE, GraphFiles, Material, Peer, flags, load_peers
 from benchmarks.peers.rules import DiscardRule, Saturation, best_setting, min_cosine, rates
 from benchmarks.peers.targets import HttpTarget
 from narrows.errors import BenchmarkError
@@ -17,7 +17,8 @@ from narrows_tools.bench.results import Row
 from narrows_tools.bench.targets import TargetSpec
 
 PEERS = load_peers()
-MATERIAL = Material(Path("m.onnx"), Path("tokenizer.json"), 256, Path("checkpoint"), Path("onnx"))
+BUNDLE, PLAIN = (GraphFiles(Path(name, "m.onnx"), Path(name, "onnx")) for name in ("bundle", "plain"))
+MATERIAL = Material(Path("tokenizer.json"), 256, Path("checkpoint"), BUNDLE, PLAIN)
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -43,6 +44,15 @@ def test_each_peer_can_be_started_by_its_description(name: str) -> None:
         assert {"t", "r"} <= set(start.command)
 
 
+@pytest.mark.parametrize("name", [name for name in PEERS if PEERS[name].graph == "plain"])
+def test_a_peer_with_the_plain_graph_differs_in_nothing_else(name: str) -> None:
+    plain, same = (PEERS[each].filled(MATERIAL, 1, {}, port=7000) for each in (name, name.removesuffix("-plain")))
+    assert PEERS[name].settings == PEERS[name.removesuffix("-plain")].settings
+    of_graph, of_bundle = (str([*start.command, start.directory]) for start in (plain, same))
+    assert str(PLAIN.model.parent.resolve()) in of_graph
+    assert of_graph.replace(str(PLAIN.model.parent.resolve()), str(BUNDLE.model.parent.resolve())) == of_bundle
+
+
 def test_a_setting_becomes_flags() -> None:
     setting = {"max_batch_size": 8, "wait_ms": 0.5, "fast_queue": True, "slow_queue": False}
     assert flags(setting) == ["--max-batch-size", "8", "--wait-ms", "0.5", "--fast-queue"]
@@ -52,6 +62,9 @@ def test_a_wrong_description_says_where(tmp_path: Path) -> None:
     file = tmp_path / "peers.toml"
     file.write_text('[one]\nenvironment = "one"\nruns = 3\ncommand = []\nsettings = []\n')
     with pytest.raises(BenchmarkError, match=r"peers\.toml: .*runs"):
+        load_peers(file)
+    file.write_text('[one]\nlike = "two"\n')
+    with pytest.raises(BenchmarkError, match=r"peers\.toml: .*'two'"):
         load_peers(file)
 
 
@@ -106,6 +119,6 @@ def test_min_cosine_is_of_the_worst_row_and_refuses_what_cannot_be_compared() ->
 
 
 def test_a_peer_s_python_is_in_its_environment() -> None:
-    peer = Peer("mosec", "", (), ())
+    peer = Peer("mosec", "", "bundle", (), ())
     assert peer.python.parts[-4:] == (".venv-peers", "mosec", "bin", "python")
     assert str(peer.python) != sys.executable
