@@ -5,41 +5,41 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from narrows_tools.bench.peer_ratios import ratios, what_ran
 from narrows_tools.bench.results import Result, Row
+from narrows_tools.bench.tables import aligned, spread
 
-HEAD = ("system", "saturation/s", "load", "p50 ms", "p99 ms", "goodput/s", "CPU ms", "RSS MB", "client ms")
+HEAD = ("system", "graph", "saturation/s", "load", "p50 ms", "p99 ms", "goodput/s", "CPU ms", "RSS MB", "client ms")
 
 
 def table(result: Result) -> str:
-    """Saturation and latencies of each system, for each traffic; then what was chosen, skipped and discarded."""
+    """Ratios to the best peers; saturation and latencies of each system; what was chosen, skipped and discarded."""
     rounds = sorted({row.round for row in result.rows})
-    lines = []
+    graphs = result.settings["graphs"]
+    lines = [aligned(found), ""] if (found := ratios(result)) else []
     for traffic, rates in result.settings["rates"].items():
         rows = [row for row in result.rows if row.traffic == traffic]
         cells: list[tuple[str, ...]] = [HEAD]
         for system in sorted({row.system for row in rows}, key=lambda name: (not name.startswith("narrows"), name)):
-            cells += _cells(system, [row for row in rows if row.system == system], rates)
-        widths = [max(len(line[column]) for line in cells) for column in range(len(HEAD))]
-        lines += [f"{traffic}, {len(rounds)} rounds: median (range)"]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
-        ]
-        lines.append("")
-    lines += list(_notes(result))
+            graph = graphs.get(system, "bundle")
+            cells += _cells(system, graph, [row for row in rows if row.system == system], rates)
+        lines += [f"{traffic}, {len(rounds)} rounds: median (range)", aligned(cells), ""]
+    lines += [*what_ran(result), *_notes(result)]
     return "\n".join(lines)
 
 
-def _cells(system: str, rows: Sequence[Row], rates: Sequence[float]) -> list[tuple[str, ...]]:
+def _cells(system: str, graph: str, rows: Sequence[Row], rates: Sequence[float]) -> list[tuple[str, ...]]:
     whole = [row for row in rows if row.scenario in ("closed", "offline")]
     saturation = _spread(whole, "throughput_per_s", 0)
     if any(row.scenario == "offline" for row in whole):
-        return [(system, saturation, "in process", *[""] * (len(HEAD) - 3))]
+        return [(system, graph, saturation, "in process", *[""] * (len(HEAD) - 4))]
     lines: list[tuple[str, ...]] = []
     for number, rate_per_s in enumerate(rates):
         at = [row for row in rows if row.scenario == "open" and row.load == rate_per_s]
         lines.append(
             (
                 system if number == 0 else "",
+                graph if number == 0 else "",
                 saturation if number == 0 else "",
                 f"{rate_per_s:.0f}/s",
                 _spread(at, "p50_ms", 1),
@@ -54,11 +54,7 @@ def _cells(system: str, rows: Sequence[Row], rates: Sequence[float]) -> list[tup
 
 
 def _spread(rows: Sequence[Row], metric: str, digits: int) -> str:
-    values = [row.metrics[metric] for row in rows if metric in row.metrics]
-    if not values:
-        return "-"
-    median, low, high = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
-    return f"{median} ({low} to {high})" if len(values) > 1 else median
+    return spread([row.metrics[metric] for row in rows if metric in row.metrics], f".{digits}f") or "-"
 
 
 def _megabytes(rows: Sequence[Row]) -> str:

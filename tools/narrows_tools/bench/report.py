@@ -4,12 +4,13 @@ The section stands between two markers and is written anew as a whole; what is a
 """
 
 import os
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from narrows.errors import BenchmarkError
+from narrows_tools.bench.peer_ratios import ratios, what_ran
 from narrows_tools.bench.results import Result, Row
+from narrows_tools.bench.tables import spread
 
 BEGIN = "<!-- benchmarks: made by `narrows bench report`, do not edit -->"
 END = "<!-- benchmarks: end -->"
@@ -90,8 +91,15 @@ def _listed(cores: Iterable[int]) -> str:
 
 
 def _tables(result: Result) -> list[str]:
-    made = (_throughput(result.rows), _under_load(result.rows), _start(result.rows), _recipes(result.rows))
+    rows = result.rows
+    made = (_beside_peers(result), _throughput(rows), _under_load(rows), _start(rows), _recipes(rows))
     return [table for table in made if table]
+
+
+def _beside_peers(result: Result) -> str:
+    """Ratios to the best peers, and below them what each peer ran."""
+    head, *lines = ratios(result) or [[]]
+    return _table(head, lines) + "\n\n" + "\n".join(f"- {ran}" for ran in what_ran(result)) if lines else ""
 
 
 def _throughput(rows: Sequence[Row]) -> str:
@@ -101,8 +109,8 @@ def _throughput(rows: Sequence[Row]) -> str:
     lines = []
     for system, traffic in dict.fromkeys((key[0], key[2]) for key in found):
         by_scenario = {scenario: found.get((system, scenario, traffic, 0.0), []) for scenario in THROUGHPUT}
-        cells = [_cell(values(by_scenario[scenario], "throughput_per_s")) for scenario in shown]
-        lines.append([system, traffic, *cells, _cell(_shares(by_scenario["closed"], by_scenario["ceiling"]), ".2f")])
+        cells = [spread(values(by_scenario[scenario], "throughput_per_s")) for scenario in shown]
+        lines.append([system, traffic, *cells, spread(_shares(by_scenario["closed"], by_scenario["ceiling"]), ".2f")])
     titles = {"ceiling": "ceiling/s", "closed": "closed loop/s", "offline": "offline/s", "server": "p99 in time/s"}
     return _table(["system", "texts", *(titles[scenario] for scenario in shown), "closed loop / ceiling"], lines)
 
@@ -122,13 +130,13 @@ def _under_load(rows: Sequence[Row]) -> str:
                 system,
                 traffic + (", passages besides" if scenario == "mixed_lanes" else ""),
                 f"{load:.4g}" + "*" * late,
-                _cell(values(rounds, "p50_ms")),
-                _cell(values(rounds, "p99_ms")),
-                _cell(values(rounds, "throughput_per_s")),
-                _cell(values(rounds, "goodput_per_s")),
-                _cell(values(rounds, "refused_share", 100)),
-                _cell(values(rounds, "padding_share", 100)),
-                _cell(values(rounds, "server_cpu_ms_per_request"), ".2f"),
+                spread(values(rounds, "p50_ms")),
+                spread(values(rounds, "p99_ms")),
+                spread(values(rounds, "throughput_per_s")),
+                spread(values(rounds, "goodput_per_s")),
+                spread(values(rounds, "refused_share", 100)),
+                spread(values(rounds, "padding_share", 100)),
+                spread(values(rounds, "server_cpu_ms_per_request"), ".2f"),
             ]
         )
     measured = ["p50 ms", "p99 ms", "answered/s", "in time/s", "refused %", "padding %", "CPU ms each"]
@@ -141,10 +149,10 @@ def _start(rows: Sequence[Row]) -> str:
     lines = [
         [
             system,
-            _cell(values(rounds, "ready_ms", S), ".2f"),
-            _cell(values(rounds, "rss_bytes", MIB), ".0f"),
-            _cell(values(rounds, "model_bytes", MIB), ".0f"),
-            _cell(values(rounds, "vectors_bytes", MIB), ".0f"),
+            spread(values(rounds, "ready_ms", S), ".2f"),
+            spread(values(rounds, "rss_bytes", MIB), ".0f"),
+            spread(values(rounds, "model_bytes", MIB), ".0f"),
+            spread(values(rounds, "vectors_bytes", MIB), ".0f"),
         ]
         for (system, *_), rounds in groups(rows, ["start"]).items()
     ]
@@ -166,19 +174,6 @@ def _recipes(rows: Sequence[Row]) -> str:
         if {"speedup_ratio", "top10_overlap_share"} <= row.metrics.keys()
     ]
     return _table(["recipe", "towers", "times as fast", "top-10 overlap", "from (95 %)", "passed"], lines)
-
-
-def _cell(found: Sequence[float], digits: str = "") -> str:
-    """The median, and the range where there is more than one round."""
-    if not found:
-        return ""
-    shown: Callable[[float], str] = (lambda value: f"{value:{digits}}") if digits else _short
-    median, low, high = (shown(value) for value in (statistics.median(found), min(found), max(found)))
-    return median if low == high else f"{median} ({low} to {high})"
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"
 
 
 def _table(header: list[str], lines: Sequence[list[str]]) -> str:

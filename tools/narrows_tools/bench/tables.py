@@ -1,7 +1,7 @@
 """A result as text: a row for each thing measured, medians over the rounds, and the promises kept and missed."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from narrows_tools.bench.checks import Check
 from narrows_tools.bench.results import Result, Row
@@ -44,7 +44,7 @@ def result_table(result: Result) -> str:
         cells = [_cell(rows, metric, factor, digits) for _, metric, factor, digits in COLUMNS]
         lines.append([system, scenario + mark, traffic, f"{load:.1f}" if load else "", *cells])
     kept = [column for column in range(len(header)) if column < 4 or any(line[column] for line in lines[1:])]
-    text = _aligned([[line[column] for column in kept] for line in lines])
+    text = aligned([[line[column] for column in kept] for line in lines])
     return text + ("\n* the load generator itself was late: this says nothing about the server" if late else "")
 
 
@@ -57,7 +57,7 @@ def checks_table(checks: Sequence[Check]) -> str:
         unit = f" {check.unit}" if check.unit else ""
         found, bound = f"{check.value:.{digits}f}{unit}", f"{sign} {check.bound:.{digits}f}{unit}"
         lines.append([check.name, found, bound, "kept" if check.kept else "MISSED"])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def _cell(rows: Sequence[Row], metric: str, factor: float, digits: int) -> str:
@@ -70,7 +70,21 @@ def _cell(rows: Sequence[Row], metric: str, factor: float, digits: int) -> str:
     return f"{median} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def spread(found: Sequence[float], digits: str = "") -> str:
+    """The median, and the range where the rounds differ; `digits` as in a format, else by size."""
+    if not found:
+        return ""
+    shown: Callable[[float], str] = (lambda value: f"{value:{digits}}") if digits else _short
+    median, low, high = (shown(value) for value in (statistics.median(found), min(found), max(found)))
+    return median if low == high else f"{median} ({low} to {high})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells as lines of equal columns."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
