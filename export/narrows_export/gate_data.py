@@ -122,8 +122,8 @@ def _check_disjoint(file: Path, calibrated: set[str], what: str, texts: Iterable
 
 def holds_passages(file: Path) -> bool:
     """Whether a file is one of passages, by its first line; else it is one of questions."""
-    lines = TextLines(file, GateDataError)
-    first = next((line for line in lines if line.strip()), "")
+    with TextLines(file, GateDataError) as lines:
+        first = next((line for line in lines if line.strip()), "")
     if kind(file) == ".jsonl":
         try:
             return "question" not in msgspec.json.decode(first, type=dict[str, object])

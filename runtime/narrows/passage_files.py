@@ -13,7 +13,7 @@ import csv
 import gzip
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -68,9 +68,8 @@ def read(file: Path, skip: Callable[[BadRow], None] | None = None) -> Iterator[R
     """
     suffix = _kind(file)
     first_line: dict[str, int] = {}
-    lines = _Lines(file)
-    with closing(iter(lines)) as texts:  # so that the file is closed at once when something is wrong with it
-        for row in _read_tsv(lines, texts) if suffix == ".tsv" else _read_jsonl(lines, texts):
+    with _Lines(file) as lines:
+        for row in _read_tsv(lines) if suffix == ".tsv" else _read_jsonl(lines):
             if isinstance(row, Row):
                 earlier = first_line.setdefault(row.passage.id, row.line)
                 if earlier == row.line:
@@ -130,8 +129,8 @@ class _Lines(TextLines):
         self._noted = self._noted or BadRow(line, "invalid UTF-8", message)
 
 
-def _read_tsv(lines: _Lines, texts: Iterator[str]) -> Iterator[Row | BadRow]:
-    reader = csv.reader(texts, delimiter="\t", strict=True)
+def _read_tsv(lines: _Lines) -> Iterator[Row | BadRow]:
+    reader = csv.reader(lines, delimiter="\t", strict=True)
     is_header = True
     while True:
         start = lines.number + 1  # the line that a row begins on: where an unclosed quotation mark is, too
@@ -159,9 +158,9 @@ def _read_tsv(lines: _Lines, texts: Iterator[str]) -> Iterator[Row | BadRow]:
         is_header = False
 
 
-def _read_jsonl(lines: _Lines, texts: Iterator[str]) -> Iterator[Row | BadRow]:
+def _read_jsonl(lines: _Lines) -> Iterator[Row | BadRow]:
     decoder = msgspec.json.Decoder(_Object)
-    for line in texts:
+    for line in lines:
         if invalid := lines.take_invalid():
             yield invalid
         elif line.strip():

@@ -2,9 +2,9 @@
 
 import gzip
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from narrows.errors import NarrowsError
 
@@ -25,7 +25,9 @@ def kind(file: Path) -> str:
 
 
 class TextLines:
-    """Iterates over the decoded lines, ends of line included, without a byte order mark.
+    """Iterates, once, over the decoded lines, ends of line included, without a byte order mark.
+
+    The file is closed at its last line, and at the end of a `with` block, however much of it was read.
 
     A line of invalid UTF-8 is a failure, unless `invalid` is there to be told its number and what is wrong with it;
     the line then comes with replacement characters, so that a row of several lines keeps its end.
@@ -38,9 +40,23 @@ class TextLines:
         self._file = file
         self._failure = failure
         self._invalid = invalid
+        self._texts = self._read()
         self.number = 0  # of the line read last, from 1
 
-    def __iter__(self) -> Generator[str, None, None]:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._texts.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._texts
+
+    def error(self, what: str, line: int | None = None) -> NarrowsError:
+        """The failure to raise for something wrong on a line, by default the one read last."""
+        return self._failure(f"{self._file}:{line or max(self.number, 1)}: {what}")
+
+    def _read(self) -> Generator[str, None, None]:
         try:
             with self._open() as stream:
                 for raw in stream:
@@ -51,10 +67,6 @@ class TextLines:
             raise self.error(f"cannot be read: {error.strerror or error}") from None
         except (EOFError, zlib.error) as error:
             raise self.error(f"the gzip data is damaged or cut off: {error}") from None
-
-    def error(self, what: str, line: int | None = None) -> NarrowsError:
-        """The failure to raise for something wrong on a line, by default the one read last."""
-        return self._failure(f"{self._file}:{line or max(self.number, 1)}: {what}")
 
     def _open(self) -> BinaryIO:
         if is_gzip(self._file):

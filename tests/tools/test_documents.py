@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -250,3 +251,12 @@ def test_command_without_passages_writes_nothing(tmp_path: Path, capsys: pytest.
     assert main.main(["passages", "split", "--documents", str(file), "--out", str(tmp_path / "p.tsv")]) == 1
     assert "d.jsonl: no passages in 1 documents" in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["d.jsonl"]
+
+
+def test_a_broken_file_is_closed_while_its_error_is_still_being_handled(tmp_path: Path) -> None:
+    file = tmp_path / "documents.jsonl"
+    file.write_text('{"id": "a", "text": "one"}\nodd\n' + '{"id": "b", "text": "two"}\n' * 3)
+    with pytest.raises(PassageFileError, match=":2:") as caught:
+        list(documents.read(file))
+    assert caught.tb is not None  # whose frames hold the reader
+    assert str(file) not in {opened.path for opened in psutil.Process().open_files()}

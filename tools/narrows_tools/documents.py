@@ -9,7 +9,6 @@ the document begins with (`fill`), or left out (`drop`).
 import os
 import re
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -133,9 +132,8 @@ def _check_id(document: Document, first_seen: dict[str, str]) -> None:
 
 def _read_jsonl(file: Path) -> Iterator[Document]:
     decoder = msgspec.json.Decoder(_Object)
-    lines = TextLines(file, PassageFileError)
-    with closing(iter(lines)) as texts:  # so that the file is closed at once when something is wrong with it
-        for line in texts:
+    with TextLines(file, PassageFileError) as lines:
+        for line in lines:
             if not line.strip():
                 continue
             try:

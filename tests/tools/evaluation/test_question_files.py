@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -211,3 +212,12 @@ def test_a_sample_is_numpys_choice() -> None:
     assert drawn == np.random.default_rng(3).choice(50, 20, replace=False).tolist()
     assert sample(questions, 50, seed=3) == questions
     assert sample(questions, 51, seed=3) == questions
+
+
+@pytest.mark.parametrize(("name", "content"), [("q.csv", "who?\t['a']\nodd\n"), ("q.jsonl", "{}\n{}\n")])
+def test_a_broken_file_is_closed_while_its_error_is_still_being_handled(write: Write, name: str, content: str) -> None:
+    file = write(name, content)
+    with pytest.raises(QuestionFileError) as caught:
+        read(file)
+    assert caught.tb is not None  # whose frames hold the reader
+    assert str(file) not in {opened.path for opened in psutil.Process().open_files()}

@@ -13,7 +13,6 @@ import csv
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -99,14 +98,13 @@ def read_set(file: Path, answer_kind: AnswerKind = "string", where: Mapping[str,
         raise QuestionFileError(f"{file}: expected a name ending in .csv, .tsv, .jsonl or .json, or .gz of them")
     if where and suffix != ".jsonl":
         raise QuestionFileError(f"{file}: only .jsonl files have keys to choose questions by")
-    lines = TextLines(file, QuestionFileError)
     impossible_count = 0
-    with closing(iter(lines)) as texts:  # so that the file is closed at once when something is wrong with it
+    with TextLines(file, QuestionFileError) as lines:
         if suffix == ".json":
-            squad = _decode_squad(file, "".join(texts))
+            squad = _decode_squad(file, "".join(lines))
             found, impossible_count = _squad_questions(squad), _count_impossible(squad)
         else:
-            found = _read_jsonl(lines, texts, where or {}) if suffix == ".jsonl" else _read_csv(lines, texts)
+            found = _read_jsonl(lines, where or {}) if suffix == ".jsonl" else _read_csv(lines)
         questions = tuple(_checked(lines, found, answer_kind))
     if not questions:
         raise QuestionFileError(f"{file}: it holds no questions" + (f" with {dict(where)}" if where else ""))
@@ -141,8 +139,8 @@ def _checked(lines: TextLines, found: Iterable[_Found], answer_kind: AnswerKind)
         yield question
 
 
-def _read_csv(lines: TextLines, texts: Iterator[str]) -> Iterator[_Found]:
-    reader = csv.reader(texts, delimiter="\t", strict=True)
+def _read_csv(lines: TextLines) -> Iterator[_Found]:
+    reader = csv.reader(lines, delimiter="\t", strict=True)
     start = 1  # the line that a row begins on: where an unclosed quotation mark is, too
     number = 0
     try:
@@ -174,9 +172,9 @@ def _list_literal(lines: TextLines, line: int, text: str) -> list[str]:
     return value
 
 
-def _read_jsonl(lines: TextLines, texts: Iterator[str], where: Mapping[str, object]) -> Iterator[_Found]:
+def _read_jsonl(lines: TextLines, where: Mapping[str, object]) -> Iterator[_Found]:
     number = -1
-    for line in texts:
+    for line in lines:
         if not line.strip():
             continue
         number += 1
