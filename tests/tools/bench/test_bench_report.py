@@ -108,6 +108,7 @@ def test_every_number_is_that_of_the_file(here: Path) -> None:
         if row.scenario == "ceiling":
             assert ceilings[row.traffic] == pytest.approx(row.metrics["throughput_per_s"], abs=0.5)
     assert recorded.created[:10] in readme
+    assert report.PADDING in readme
     assert "](plots/simulation-latency-short.svg)" in readme
 
 
@@ -222,6 +223,7 @@ def test_the_tables_of_a_server_beside_its_ceiling_and_a_peer() -> None:
     assert (start["ready after s"], start["RSS MiB"]) == ("2.50", "300")
     assert "50*" in shown
     assert "the load generator itself was late" in shown
+    assert "padding %" not in shown
     assert "A CPU (2 cores), server on cores 0, load on 1, load average before it 0.5, 3 rounds" in shown
 
 

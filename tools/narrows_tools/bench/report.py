@@ -17,6 +17,11 @@ END = "<!-- benchmarks: end -->"
 FOUND_LOAD = "server"  # a scenario whose load is what it found, another one in each round
 THROUGHPUT = ("ceiling", "closed", "offline", "server")
 UNDER_LOAD = ("open", "mixed_lanes")
+LATE = "\\* the load generator itself was late: this says nothing about the server"
+PADDING = (
+    "padding %: padded tokens among all of the batches. A packed variant, as `narrows export` makes them, computes "
+    "with them in attention only."
+)
 HEADINGS = {"narrows": "Narrows alone", "peers": "Beside other servers", "simulation": "Simulated, without overhead"}
 MIB, S = 1 / 2**20, 1e-3
 
@@ -141,8 +146,8 @@ def _under_load(rows: Sequence[Row]) -> str:
         )
     measured = ["p50 ms", "p99 ms", "answered/s", "in time/s", "refused %", "padding %", "CPU ms each"]
     made = _table(["system", "texts", "offered/s", *measured], lines)
-    starred = any(line[2].endswith("*") for line in lines)
-    return made + "\n\n\\* the load generator itself was late: this says nothing about the server" * starred
+    notes = [PADDING] * any(line[8] for line in lines) + [LATE] * any(line[2].endswith("*") for line in lines)
+    return "\n\n".join([made, *notes])
 
 
 def _start(rows: Sequence[Row]) -> str:
