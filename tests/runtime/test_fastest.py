@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from test_variants import report
 
 from narrows import fastest
 from narrows.bundle import Bundle, write_manifest
+from narrows.encoder import Encoder
 from narrows.errors import BundleError
 from narrows.fastest import load_fastest, time_questions
 from narrows.towers import Tower, load_towers
@@ -65,6 +67,25 @@ def test_a_variant_that_is_off_here_is_left_out(
     assert any(message.startswith("left out: variant fp16 of the question_encoder") for message in caplog.messages)
     with pytest.raises(BundleError, match="variant fp16 of the question_encoder"):
         load_fastest(bundle, "fp32", "fp16", 1)
+
+
+def test_memory_is_given_back_when_only_the_fastest_variant_is_left(
+    judged: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoders: dict[str, weakref.ref[Encoder]] = {}
+    left: list[str] = []
+
+    def times(towers: Mapping[str, Tower]) -> dict[str, float]:
+        encoders.update({name: weakref.ref(tower.encoder) for name, tower in towers.items()})
+        return {"fp32": 10.0, "fp16": 5.0}
+
+    monkeypatch.setattr(fastest, "time_questions", times)
+    monkeypatch.setattr(
+        fastest, "_give_back_memory", lambda: left.extend(name for name in encoders if encoders[name]() is not None)
+    )
+    _, towers = load_fastest(judged, "fp32", "", 1)
+    assert left == ["fp16"]
+    assert towers["question_encoder"].encoder is encoders["fp16"]()
 
 
 def test_towers_are_timed_by_the_same_questions(judged: Bundle) -> None:
