@@ -93,7 +93,7 @@ def test_every_number_is_that_of_the_file(here: Path) -> None:
     readme = (here / "README.md").read_text("utf-8")
     recorded = results.load(RECORDED)
     lines = table(readme, "p99 ms")
-    steps = report.groups(recorded.rows, ["open"])
+    steps = results.groups(recorded.rows, ["open"])
     assert len(lines) == len(steps)
     for line, ((_, _, traffic, load), rows) in zip(lines, steps.items(), strict=True):
         p99s = [row.metrics["p99_ms"] for row in rows]
@@ -174,12 +174,12 @@ def test_plots_are_svg_with_a_line_for_each_percentile_and_no_date(reported: Pat
 
 def test_another_versions_drawing_is_taken_for_right_if_it_shows_the_same() -> None:
     recorded = results.load(RECORDED)
-    drawn = plots.plots({"x": recorded})["x-latency-short"]
+    drawn = plots.plots("x", recorded)["x-latency-short"]
     version = plots.stamp(drawn).partition("matplotlib ")[2].encode()
     older = drawn.replace(b"matplotlib " + version, b"matplotlib 3.0.0").replace(b"<path", b"<path ")
     assert plots.is_of(older, drawn)
     assert not plots.is_of(older.replace(b"drawn: ", b"drawn: 0")[:-1], drawn)
-    assert not plots.is_of(plots.plots({"x": recorded})["x-latency-mixed"], drawn)
+    assert not plots.is_of(plots.plots("x", recorded)["x-latency-mixed"], drawn)
     assert not plots.is_of(b"<svg/>", drawn)
 
 
@@ -212,7 +212,7 @@ def test_the_tables_of_a_server_beside_its_ceiling_and_a_peer() -> None:
         ]
     environment = {"cpu_model": "A CPU", "cores": 2, "server_cores": [0], "client_cores": [1], "load_average": [0.5]}
     shown = report.section(
-        {"one": Result("peers", "2026-11-24T00:00:00+00:00", environment, {}, tuple(rows))}, [], Path("README.md")
+        {"one": Result("peers", "2026-11-24T00:00:00+00:00", environment, {}, tuple(rows))}, {}, Path("README.md")
     )
     ours, theirs = table(shown, "ceiling/s")
     assert ours["closed loop/s"] == "96.0 (90.0 to 100)"
@@ -225,6 +225,18 @@ def test_the_tables_of_a_server_beside_its_ceiling_and_a_peer() -> None:
     assert "the load generator itself was late" in shown
     assert "padding %" not in shown
     assert "A CPU (2 cores), server on cores 0, load on 1, load average before it 0.5, 3 rounds" in shown
+
+
+def test_rounds_with_a_late_generator_count_only_where_there_are_no_others() -> None:
+    rows = tuple(
+        Row("a|b", "open", "short", load, number, {"p50_ms": p50_ms, "p99_ms": 9.0, "generator_late": late})
+        for load, number, p50_ms, late in ((5.0, 1, 80.0, 1.0), (5.0, 2, 4.0, 0.0), (7.0, 1, 90.0, 1.0))
+    )
+    recorded = Result("narrows", "2026-11-24T00:00:00+00:00", {}, {}, rows)
+    shown = report.section({"one": recorded, "one-b": recorded}, {"one-b": [Path("one-b-x.svg")]}, Path("README.md"))
+    assert "| a\\|b | short | 5 | 4.0 | 9.0 |" in shown
+    assert "| a\\|b | short | 7* | 90.0 | 9.0 |" in shown
+    assert shown.count("one-b-x.svg") == 1
 
 
 def test_recipes_of_int8_are_a_table_and_a_plot() -> None:
@@ -240,10 +252,10 @@ def test_recipes_of_int8_are_a_table_and_a_plot() -> None:
         for name, speed, overlap, passed in (("all", 1.8, 0.917, 0.0), ("two in float", 1.4, 0.969, 1.0))
     )
     recorded = Result("int8", "2026-11-24T00:00:00+00:00", {}, {}, rows)
-    drawn = plots.plots({"int8": recorded})
+    drawn = plots.plots("int8", recorded)
     assert list(drawn) == ["int8-recipes"]
     assert b"two in float minilm" in drawn["int8-recipes"]
-    lines = table(report.section({"int8": recorded}, [], Path("README.md")), "times as fast")
+    lines = table(report.section({"int8": recorded}, {}, Path("README.md")), "times as fast")
     assert [(line["recipe"], line["top-10 overlap"], line["passed"]) for line in lines] == [
         ("all", "0.917", "no"),
         ("two in float", "0.969", "yes"),

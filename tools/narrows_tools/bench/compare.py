@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from narrows.errors import BenchmarkError
-from narrows_tools.bench.report import FOUND_LOAD
-from narrows_tools.bench.results import Result, Row
+from narrows_tools.bench.results import FOUND_LOAD, Result, Row, in_time
 
 ALPHA = 0.05  # after Holm's correction, for all metrics of a comparison together
 MIN_ROUNDS = 5
@@ -120,8 +119,8 @@ def _systems(result: Result) -> str:
 def _in_time(rows: Iterable[Row], system: str | None) -> tuple[list[Row], int]:
     """The rows (of one system, if it is given) that say something about the server, and how many do not."""
     own = [row for row in rows if system in (None, row.system)]
-    in_time = [row for row in own if not row.metrics.get("generator_late")]
-    return in_time, len(own) - len(in_time)
+    kept = in_time(own)
+    return kept, len(own) - len(kept)
 
 
 def _unlike(first: Result, second: Result) -> tuple[str, ...]:

@@ -9,15 +9,14 @@ import io
 import json
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from narrows_tools.bench.report import groups, values
-from narrows_tools.bench.results import Result, Row
+from narrows_tools.bench.results import Result, Row, groups, values
 
 DRAWING = 1  # counts the changes of how things are drawn
 COLOURS = ("#0b6e99", "#d9730d", "#4d6461", "#ad1a72", "#6940a5", "#dfab01", "#e03e3e", "#64473a")
@@ -50,9 +49,9 @@ class Plot:
     points_only: bool = False
 
 
-def plots(results: Mapping[str, Result]) -> dict[str, bytes]:
-    """The files, by name without suffix: `<result>-latency-<traffic>`, `-throughput-<traffic>` and `-recipes`."""
-    return {f"{name}-{kind}": draw(plot) for name, result in results.items() for kind, plot in _plots(result).items()}
+def plots(name: str, result: Result) -> dict[str, bytes]:
+    """A result's files, by name without suffix: `<name>-latency-<traffic>`, `-throughput-<traffic>` and `-recipes`."""
+    return {f"{name}-{kind}": draw(plot) for kind, plot in _plots(result).items()}
 
 
 def is_of(file: bytes, expected: bytes) -> bool:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from narrows.errors import BenchmarkError
 from narrows_tools.bench.peer_ratios import ratios, what_ran
-from narrows_tools.bench.results import Result, Row
+from narrows_tools.bench.results import Result, Row, groups, in_time, values
 from narrows_tools.bench.tables import spread
 
 BEGIN = "<!-- benchmarks: made by `narrows bench report`, do not edit -->"
 END = "<!-- benchmarks: end -->"
-FOUND_LOAD = "server"  # a scenario whose load is what it found, another one in each round
 THROUGHPUT = ("ceiling", "closed", "offline", "server")
 UNDER_LOAD = ("open", "mixed_lanes")
 LATE = "\\* the load generator itself was late: this says nothing about the server"
@@ -25,22 +24,20 @@ PADDING = (
 HEADINGS = {"narrows": "Narrows alone", "peers": "Beside other servers", "simulation": "Simulated, without overhead"}
 MIB, S = 1 / 2**20, 1e-3
 
-Group = tuple[str, str, str, float]  # system, scenario, traffic, load
 
-
-def section(results: Mapping[str, Result], plots: Sequence[Path], readme: Path) -> str:
+def section(results: Mapping[str, Result], plots: Mapping[str, Sequence[Path]], readme: Path) -> str:
     """The section, markers included.
 
     Args:
         results: by the names of their files.
-        plots: drawn from them, each named after its result's file.
+        plots: drawn from them, by the same names.
         readme: where the section will stand, for the paths of the plots.
     """
     parts = [BEGIN]
     for name in sorted(results):
         result = results[name]
         parts += [f"### {HEADINGS.get(result.kind, result.kind)}", _about(name, result), *_tables(result)]
-        parts += [f"![{plot.stem}]({_relative(plot, readme)})" for plot in sorted(plots) if plot.stem.startswith(name)]
+        parts += [f"![{plot.stem}]({_relative(plot, readme)})" for plot in sorted(plots.get(name, ()))]
     return "\n\n".join([*parts, END])
 
 
@@ -55,21 +52,6 @@ def replaced(text: str, new_section: str, file: Path) -> str:
     if not begin or not end or BEGIN in after or END in before + after:
         raise BenchmarkError(f"{file} needs the lines {BEGIN} and {END}, once each, where the tables belong")
     return before + new_section + after
-
-
-def groups(rows: Iterable[Row], scenarios: Sequence[str]) -> dict[Group, list[Row]]:
-    """The rounds of everything that was measured in these scenarios, in the order of the rows."""
-    found: dict[Group, list[Row]] = {}
-    for row in rows:
-        if row.scenario in scenarios:
-            load = 0.0 if row.scenario == FOUND_LOAD else row.load
-            found.setdefault((row.system, row.scenario, row.traffic, load), []).append(row)
-    return found
-
-
-def values(rows: Iterable[Row], metric: str, factor: float = 1.0) -> list[float]:
-    """A metric in every round that has it."""
-    return [row.metrics[metric] * factor for row in rows if metric in row.metrics]
 
 
 def _about(name: str, result: Result) -> str:
@@ -129,7 +111,7 @@ def _shares(served: Sequence[Row], ceiling: Sequence[Row]) -> list[float]:
 def _under_load(rows: Sequence[Row]) -> str:
     lines = []
     for (system, scenario, traffic, load), rounds in groups(rows, UNDER_LOAD).items():
-        late = any(row.metrics.get("generator_late") for row in rounds)
+        late = not in_time(rounds)
         lines.append(
             [
                 system,
@@ -186,7 +168,7 @@ def _table(header: list[str], lines: Sequence[list[str]]) -> str:
     kept = [column for column in range(len(header)) if any(line[column] for line in lines)]
     if not kept:
         return ""
-    cells = [[row[column] for column in kept] for row in (header, *lines)]
+    cells = [[row[column].replace("|", "\\|") for column in kept] for row in (header, *lines)]
     texts = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([texts[0], "|" + "---|" * len(kept), *texts[1:]])
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from narrows_tools.bench.checks import Check
-from narrows_tools.bench.results import Result, Row
+from narrows_tools.bench.results import Result, Row, groups, in_time, values
 
 # Heading, metric, factor, digits.
 COLUMNS = (
@@ -29,15 +29,11 @@ SPREAD = {"p99_ms", "throughput_per_s"}  # shown with their range where there is
 
 def result_table(result: Result) -> str:
     """The rows of a result; a `*` marks loads at which the generator itself was late."""
-    groups: dict[tuple[str, str, str, float], list[Row]] = {}
-    for row in result.rows:
-        load = 0.0 if row.scenario == "server" else row.load  # its load is what it found, another in each round
-        groups.setdefault((row.system, row.scenario, row.traffic, load), []).append(row)
     header = ["system", "scenario", "traffic", "load/s", *(heading for heading, *_ in COLUMNS)]
     lines = [header]
     late = False
-    for (system, scenario, traffic, _), rows in groups.items():
-        behind = any(row.metrics.get("generator_late", 0.0) for row in rows)
+    for (system, scenario, traffic, _), rows in groups(result.rows).items():
+        behind = not in_time(rows)
         late = late or behind
         load = statistics.median(row.load for row in rows)
         mark = "*" if behind else ""
@@ -61,13 +57,13 @@ def checks_table(checks: Sequence[Check]) -> str:
 
 
 def _cell(rows: Sequence[Row], metric: str, factor: float, digits: int) -> str:
-    values = [row.metrics[metric] * factor for row in rows if metric in row.metrics]
-    if not values:
+    found = values(rows, metric, factor)
+    if not found:
         return ""
-    median = f"{statistics.median(values):.{digits}f}"
-    if metric not in SPREAD or len(values) == 1:
+    median = f"{statistics.median(found):.{digits}f}"
+    if metric not in SPREAD or len(found) == 1:
         return median
-    return f"{median} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+    return f"{median} ({min(found):.{digits}f}-{max(found):.{digits}f})"
 
 
 def spread(found: Sequence[float], digits: str = "") -> str:

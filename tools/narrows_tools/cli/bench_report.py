@@ -85,9 +85,14 @@ def run_report(options: argparse.Namespace) -> int:
     if not files:
         raise BenchmarkError(f"{options.results} holds no results; make one with `narrows bench run --out`")
     loaded = {file.stem: results.load(file) for file in files}
-    drawn = {options.plots / f"{name}.svg": svg for name, svg in plots.plots(loaded).items()}
+    of_each = {
+        name: {options.plots / f"{plot}.svg": svg for plot, svg in plots.plots(name, result).items()}
+        for name, result in loaded.items()
+    }
+    drawn = {file: svg for files in of_each.values() for file, svg in files.items()}
+    shown = {name: list(files) for name, files in of_each.items()}
     text = _text(options.readme)
-    new_text = report.replaced(text, report.section(loaded, list(drawn), options.readme), options.readme)
+    new_text = report.replaced(text, report.section(loaded, shown, options.readme), options.readme)
     others = [file for file in sorted(options.plots.glob("*.svg")) if file not in drawn]
     left_over = [file for file in others if plots.stamp(file.read_bytes())]  # of results that are gone
     stale = [] if text == new_text else [options.readme]
