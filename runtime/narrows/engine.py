@@ -24,6 +24,8 @@ from narrows.work import Lane, Outcome, Timings, Work
 
 log = logging.getLogger(__name__)
 
+TOO_LATE = "it waited too long to be ready by its deadline"
+
 R = TypeVar("R")
 Deliver = Callable[[Sequence[Outcome]], None]
 Encode = Callable[[Sequence[TokenIds]], Embeddings]
@@ -89,7 +91,7 @@ class Engine:
         self._clock = clock
         self._lock = threading.Lock()
         self._closing = False
-        self._encoding = Scheduler[_Progress](lanes, encode.costs)
+        self._encoding = Scheduler[_Progress](lanes, encode.costs, search.costs.ms(1, 1) if search else 0.0)
         search_costs: dict[Lane, CostTable] = {lane.name: search.costs for lane in lanes} if search else {}
         self._searching = Scheduler[_Progress](lanes, search_costs) if search else None
         self._running: set[int] = set()  # request ids in a batch now, or between two stages
@@ -172,9 +174,7 @@ class Engine:
                         return
                     wake.wait()
                     job = self._next_job(stages)
-            self._deliver_safely(
-                [Outcome(entry.work.request_id, "expired", "the deadline passed in the queue") for entry in job.expired]
-            )
+            self._deliver_safely([Outcome(entry.work.request_id, "expired", TOO_LATE) for entry in job.expired])
             outcomes = job.run(job.batch) if job.batch is not None else []
             self._deliver_safely(outcomes)
             with self._lock:
@@ -189,11 +189,10 @@ class Engine:
             log.exception("%d outcomes could not be delivered", len(outcomes))
 
     def _next_job(self, stages: Sequence[_Stage]) -> _Job | None:
-        """The next batch of the first stage that has one, and what expired meanwhile; None when there is neither."""
+        """The next batch of the first stage that has one, and what is too late by now; None when there is neither."""
         now_s = self._clock()
         for stage in stages:
-            expired = stage.scheduler.drop_expired(now_s)
-            batch = stage.scheduler.next_batch(now_s)
+            batch, expired = stage.scheduler.next_batch(now_s)
             if batch is not None:
                 self._running.update(entry.work.request_id for entry in batch.entries)
             if expired or batch is not None:

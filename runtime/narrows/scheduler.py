@@ -12,26 +12,27 @@ The rules:
   time, counted over the batches closed while another lane was waiting too.
 - Work is refused at the door when a lane on its way is full, or when the predicted wait passes its deadline (`admit`).
   The prediction follows what batches have lately taken under load, beside what the table says of them.
-- Expired and cancelled work leaves the queue without being computed.
+- Expired and cancelled work leaves the queue without being computed, and so does what would be ready too late in the
+  batch that is closed. If what else waits can wait for it, the batch ends before what makes its oldest late instead.
 """
 
 import bisect
 import heapq
+import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from narrows.costs import CostTable
+from narrows.pace import Pace
 from narrows.work import Lane, Work
 
 T = TypeVar("T")
 
 ROUNDING = 1e-9
-DEAD_DEADLINES = 64  # so many, and one for each work that waits, may stay in the heap
-SLOWDOWN_WINDOW = 0.9  # what a batch still counts when the next one has been timed
-SLOWDOWN_PRIOR_MS = 100.0  # so much work is taken to have cost what the table says
-SLOWDOWN_BOUNDS = (0.5, 4.0)  # a process that was suspended must not be refusing for long
+DEAD_DUES = 64  # so many, and one for each work that waits, may stay in the heap
 SHARE_WINDOW_MS = 10_000.0  # shares are those of about this much recent competition
 
 
@@ -97,15 +98,16 @@ class _Queue(Generic[T]):
                 self.waiting_ms = 0.0  # what rounding left over
         return entry
 
-    def pick(self) -> tuple[list[int], float]:
-        """The request ids of the next batch and its predicted milliseconds."""
+    def pick(self) -> tuple[list[Entry[T]], list[float]]:
+        """The works of the next batch, the oldest first, and what the first 1, 2, ... of them take in milliseconds."""
         oldest = next(iter(self.by_arrival.values()))
         tokens = longest = total = oldest.work.tokens
         position = bisect.bisect_left(self.by_length, (tokens, oldest.work.request_id))
-        chosen = [oldest.work.request_id]
+        chosen = [oldest]
         predicted_ms = self.costs.ms(1, tokens)
+        prefix_ms = [predicted_ms]
         worth_ms = self.costs.item_ms(tokens)  # of a text: what it takes in a full batch of its like
-        best_rate, best_size, best_ms = worth_ms / predicted_ms, 1, predicted_ms
+        best_rate, best_size = worth_ms / predicted_ms, 1
         cap = self.costs.cap(tokens)
         shorter, longer = position - 1, position + 1
         while (size := len(chosen) + 1) <= cap:
@@ -125,23 +127,25 @@ class _Queue(Generic[T]):
                 # Joining costs more than running alone, and the next ones on this side are further away still.
                 shorter, longer = (-1, longer) if go_down else (shorter, len(self.by_length))
                 continue
-            chosen.append(request_id)
+            chosen.append(self.by_arrival[request_id])
+            prefix_ms.append(joined_ms)
             longest, total, cap, predicted_ms = max(longest, length), total + length, min(cap, own_cap), joined_ms
             worth_ms += self.costs.item_ms(length)
             if worth_ms / predicted_ms > best_rate:
-                best_rate, best_size, best_ms = worth_ms / predicted_ms, size, predicted_ms
-        return chosen[:best_size], best_ms
+                best_rate, best_size = worth_ms / predicted_ms, size
+        return chosen[:best_size], prefix_ms[:best_size]
 
 
 class Scheduler(Generic[T]):
     """The queue of one stage. Not thread-safe: its owner holds the lock."""
 
-    def __init__(self, lanes: Sequence[LaneSettings], costs: dict[Lane, CostTable]) -> None:
+    def __init__(self, lanes: Sequence[LaneSettings], costs: dict[Lane, CostTable], after_ms: float = 0.0) -> None:
+        """`after_ms`: what the next stage takes of the time of a work that goes on to it (`k` above 0)."""
         self._queues = {lane.name: _Queue[T](lane, costs[lane.name]) for lane in lanes}
+        self._after_s = after_ms / 1e3
         self._busy_until_s = 0.0
-        self._under_load: tuple[float, float] | None = None  # when such a batch began, and its works' milliseconds
-        self._taken_ms = self._expected_ms = SLOWDOWN_PRIOR_MS
-        self._deadlines: list[tuple[float, int]] = []  # a heap of (deadline_s, request_id); may name work long gone
+        self._pace = Pace()
+        self._dues: list[tuple[float, int]] = []  # a heap of (due, request_id); may name work long gone
 
     def __len__(self) -> int:
         return sum(len(queue.by_arrival) for queue in self._queues.values())
@@ -152,9 +156,11 @@ class Scheduler(Generic[T]):
         return len(queue.by_arrival) + len(works) <= queue.settings.max_queued
 
     def own_ms(self, works: Sequence[Work]) -> float:
-        """What `works` (of one lane) themselves take, in full batches."""
+        """What `works` (of one lane) themselves take: full batches, or the one that they make together."""
         costs = self._queues[works[0].lane].costs
-        return sum(costs.item_ms(work.tokens) for work in works)
+        longest = max(work.tokens for work in works)
+        together_ms = costs.ms(min(len(works), costs.cap(longest)), longest)
+        return max(together_ms, sum(costs.item_ms(work.tokens) for work in works))
 
     def predicted_wait_ms(self, lane: Lane, now_s: float) -> float:
         """How long new work of a lane waits before it runs: the running batch, its own lane and those before it."""
@@ -163,21 +169,20 @@ class Scheduler(Generic[T]):
             waiting_ms += queue.waiting_ms
             if name == lane:
                 break
-        return max(0.0, (self._busy_until_s - now_s) * 1e3) + waiting_ms * self._slowdown()
+        return max(0.0, (self._busy_until_s - now_s) * 1e3) + waiting_ms * self._pace.slowdown
 
-    def _slowdown(self) -> float:
-        """How many times longer work under load takes than in full batches by the table: padding, noise, other work."""
-        low, high = SLOWDOWN_BOUNDS
-        return min(max(self._taken_ms / self._expected_ms, low), high)
+    def _due_s(self, work: Work) -> float:
+        """When this stage must be done with a work."""
+        return work.deadline_s - self._after_s if work.k > 0 else work.deadline_s
 
     def add(self, entry: Entry[T]) -> None:
         """Queues admitted work."""
         self._queues[entry.work.lane].add(entry)
-        heapq.heappush(self._deadlines, (entry.work.deadline_s, entry.work.request_id))
-        if len(self._deadlines) > 2 * len(self) + DEAD_DEADLINES:  # under load the queue may never be empty
+        heapq.heappush(self._dues, (self._due_s(entry.work), entry.work.request_id))
+        if len(self._dues) > 2 * len(self) + DEAD_DUES:  # under load the queue may never be empty
             waiting = (item.work for queue in self._queues.values() for item in queue.by_arrival.values())
-            self._deadlines = [(work.deadline_s, work.request_id) for work in waiting]
-            heapq.heapify(self._deadlines)
+            self._dues = [(self._due_s(work), work.request_id) for work in waiting]
+            heapq.heapify(self._dues)
 
     def cancel(self, request_id: int) -> Entry[T] | None:
         """Takes work out of the queue; None if it is not there (any more)."""
@@ -187,38 +192,65 @@ class Scheduler(Generic[T]):
                 return entry
         return None
 
-    def drop_expired(self, now_s: float) -> list[Entry[T]]:
-        """Takes out and returns the work whose deadline has passed."""
+    def next_batch(self, now_s: float) -> tuple[Batch[T] | None, list[Entry[T]]]:
+        """Closes the next batch, None when nothing waits; and returns what left the queue for being too late.
+
+        Call it when the stage is free to run a batch.
+        """
+        self._pace.free(now_s)
+        dropped = self._drop_expired(now_s)
+        while waiting := [queue for queue in self._queues.values() if queue.by_arrival]:
+            queue = _next_lane(waiting)
+            picked, prefix_ms = queue.pick()
+            ready_s = [now_s + ms * self._pace.overrun / 1e3 for ms in prefix_ms]
+            late = [entry for entry in picked if self._due_s(entry.work) <= ready_s[-1]]
+            size = self._first_in_time(queue, picked, ready_s) if late else len(picked)
+            if size > 0:
+                self._busy_until_s = ready_s[size - 1]
+                batch = Batch(queue.settings.name, tuple(picked[:size]), prefix_ms[size - 1])
+                self._take(batch, queue, waiting, now_s)
+                return batch, dropped
+            for entry in late:
+                queue.remove(entry.work.request_id)
+            dropped += late
+        self._dues.clear()
+        if dropped:  # perhaps for having learned from a bad moment, and what is not run teaches nothing
+            self._pace.forget()
+        return None, dropped
+
+    def _drop_expired(self, now_s: float) -> list[Entry[T]]:
         dropped = []
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            entry = self.cancel(heapq.heappop(self._deadlines)[1])
+        while self._dues and self._dues[0][0] <= now_s:
+            entry = self.cancel(heapq.heappop(self._dues)[1])
             if entry is not None:
                 dropped.append(entry)
         return dropped
 
-    def next_batch(self, now_s: float) -> Batch[T] | None:
-        """Closes the next batch, or returns None when nothing waits. Call it when the stage is free to run it."""
-        if self._under_load:  # the batch before left something waiting: all the time since then went into it
-            began_s, expected_ms = self._under_load
-            self._taken_ms = SLOWDOWN_WINDOW * self._taken_ms + (now_s - began_s) * 1e3
-            self._expected_ms = SLOWDOWN_WINDOW * self._expected_ms + expected_ms
-            self._under_load = None
-        waiting = [queue for queue in self._queues.values() if queue.by_arrival]
-        if not waiting:
-            self._deadlines.clear()
-            return None
-        queue = _next_lane(waiting)
-        chosen, predicted_ms = queue.pick()
-        entries = tuple(entry for entry in map(queue.remove, chosen) if entry is not None)
+    def _first_in_time(self, queue: _Queue[T], picked: Sequence[Entry[T]], ready_s: Sequence[float]) -> int:
+        """How many of a batch, from its oldest on, are in time by themselves; 0 if what else waits cannot wait so long.
+
+        `ready_s` is when the first 1, 2, ... of them would be ready.
+        """
+        dues_s = itertools.accumulate((self._due_s(entry.work) for entry in picked), min)
+        in_time = itertools.takewhile(lambda times: times[0] > times[1], zip(dues_s, ready_s, strict=True))
+        size = len(list(in_time))
+        first = {entry.work.request_id for entry in picked[:size]}
+        others = (entry.work for request_id, entry in queue.by_arrival.items() if request_id not in first)
+        all_done_s = ready_s[size - 1] + queue.waiting_ms * self._pace.slowdown / 1e3
+        return size if min(map(self._due_s, others), default=math.inf) > all_done_s else 0
+
+    def _take(self, batch: Batch[T], queue: _Queue[T], waiting: Sequence[_Queue[T]], now_s: float) -> None:
+        """Takes a batch out of its queue, one of those where something waits, and counts it."""
+        for entry in batch.entries:
+            queue.remove(entry.work.request_id)
         if len(waiting) > 1:
-            queue.served_ms += predicted_ms
+            queue.served_ms += batch.predicted_ms
             if sum(lane.served_ms for lane in waiting) > SHARE_WINDOW_MS:
                 for lane in waiting:
                     lane.served_ms /= 2
-        self._busy_until_s = now_s + predicted_ms / 1e3
         if len(self):
-            self._under_load = now_s, sum(queue.costs.item_ms(entry.work.tokens) for entry in entries)
-        return Batch(queue.settings.name, entries, predicted_ms)
+            worth_ms = sum(queue.costs.item_ms(entry.work.tokens) for entry in batch.entries)
+            self._pace.began(now_s, worth_ms, batch.predicted_ms)
 
     def finished(self, now_s: float) -> None:
         """The running batch is done."""

@@ -205,6 +205,18 @@ def test_expired_work_is_never_computed(running: Running) -> None:
     assert running.stages.batches == [[1], [3]]
 
 
+def test_work_that_cannot_be_ready_by_its_deadline_is_not_computed(running: Running) -> None:
+    hold(running)
+    running.engine.submit([text(2, 2, deadline_s=100.0025)])  # a batch takes 1 ms
+    running.engine.submit([text(3, 3)])
+    running.clock.now_s = 100.002
+    running.stages.gate.set()
+    outcomes = running.inbox.wait(3)
+    assert outcomes[2].refusal == "expired"
+    assert outcomes[3].refusal is None
+    assert running.stages.batches == [[1], [3]]
+
+
 def test_a_full_queue_refuses_the_whole_submission() -> None:
     running = start(max_queued=2)
     hold(running)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from narrows import scheduler as schedulers
 from narrows.costs import Bucket, CostTable
-from narrows.scheduler import Entry, LaneSettings, Scheduler, admit
+from narrows.scheduler import Batch, Entry, LaneSettings, Scheduler, admit
 from narrows.work import Lane, Work
 
 # A device that gains from batches up to 8 (a fixed cost of 4 ms), with cost linear in tokens beyond that.
@@ -29,13 +29,15 @@ FAR = 1e9
 NUMBERS = itertools.count(1_000_000)  # request ids
 
 
-def work(request_id: int, tokens: int = 16, lane: Lane = "questions", deadline_s: float = FAR) -> Work:
-    return Work(request_id, lane, deadline_s, token_ids=np.zeros(tokens, dtype=np.int64))
+def work(request_id: int, tokens: int = 16, lane: Lane = "questions", deadline_s: float = FAR, k: int = 0) -> Work:
+    return Work(request_id, lane, deadline_s, token_ids=np.zeros(tokens, dtype=np.int64), k=k)
 
 
-def scheduler(costs: CostTable = GAINING, *, max_queued: int = 1000, share: float = 0.1) -> Scheduler[None]:
+def scheduler(
+    costs: CostTable = GAINING, *, max_queued: int = 1000, share: float = 0.1, after_ms: float = 0.0
+) -> Scheduler[None]:
     lanes = [LaneSettings("questions", max_queued), LaneSettings("passages", max_queued, share)]
-    return Scheduler(lanes, {"questions": costs, "passages": costs})
+    return Scheduler(lanes, {"questions": costs, "passages": costs}, after_ms)
 
 
 def add(queue: Scheduler[None], *works: Work, now_s: float = 0.0) -> None:
@@ -43,14 +45,28 @@ def add(queue: Scheduler[None], *works: Work, now_s: float = 0.0) -> None:
         queue.add(Entry(item, None, now_s))
 
 
+def next_batch(queue: Scheduler[None], now_s: float = 0.0) -> Batch[None]:
+    """The next batch, which there must be, with nothing dropped."""
+    batch, dropped = queue.next_batch(now_s)
+    assert batch is not None
+    assert dropped == []
+    return batch
+
+
 def next_ids(queue: Scheduler[None], now_s: float = 0.0) -> list[int]:
-    batch = queue.next_batch(now_s)
-    return [] if batch is None else [entry.work.request_id for entry in batch.entries]
+    return closed(queue, now_s)[0]
+
+
+def closed(queue: Scheduler[None], now_s: float = 0.0) -> tuple[list[int], list[int]]:
+    """Request ids: of the next batch, and of what was dropped."""
+    batch, dropped = queue.next_batch(now_s)
+    entries = () if batch is None else batch.entries
+    return sorted(entry.work.request_id for entry in entries), sorted(entry.work.request_id for entry in dropped)
 
 
 def test_an_idle_device_gets_a_lone_question_at_once() -> None:
     queue = scheduler()
-    assert queue.next_batch(0.0) is None
+    assert queue.next_batch(0.0) == (None, [])
     add(queue, work(1))
     assert next_ids(queue) == [1]
 
@@ -98,8 +114,7 @@ def test_where_padding_is_free_a_batch_is_priced_by_its_mean_length() -> None:
     packed = replace(GAINING, packed=True)
     queue = scheduler(packed)
     add(queue, *(work(number) for number in range(4)), work(4, 32))
-    batch = queue.next_batch(0.0)  # of padded ones, the long one would slow down the rest
-    assert batch is not None
+    batch = next_batch(queue, 0.0)  # of padded ones, the long one would slow down the rest
     assert len(batch.entries) == 5
     assert batch.predicted_ms == pytest.approx(GAINING.ms(5, (4 * 16 + 32) / 5))
     add(queue, work(1, 128), work(2, 256), work(3, 16), work(4, 130), work(5, 250), work(6, 126))
@@ -134,8 +149,7 @@ def test_passages_keep_their_share_while_questions_never_end(share: float) -> No
     spent_ms = {"questions": 0.0, "passages": 0.0}
     for number in range(0, 40_000, 20):
         add(queue, *(work(number + i) for i in range(8)), *(work(number + 10 + i, 128, "passages") for i in range(2)))
-        batch = queue.next_batch(0.0)
-        assert batch is not None
+        batch = next_batch(queue, 0.0)
         spent_ms[batch.lane] += batch.predicted_ms
     measured = spent_ms["passages"] / sum(spent_ms.values())
     assert share - 0.01 <= measured <= share + 0.05
@@ -147,8 +161,7 @@ def test_passages_that_come_one_at_a_time_get_no_more_than_their_share() -> None
     add(queue, work(0, 16, "passages"))
     for number in range(1, 2000):
         add(queue, work(number * 2))
-        batch = queue.next_batch(0.0)
-        assert batch is not None
+        batch = next_batch(queue, 0.0)
         spent_ms[batch.lane] += batch.predicted_ms
         if batch.lane == "passages":
             add(queue, work(number * 2 + 1, 16, "passages"))
@@ -174,13 +187,18 @@ def test_admission_refuses_what_cannot_be_ready_in_time() -> None:
     late = admit([queue], [work(100, deadline_s=wait_ms / 1e3)], 0.0)
     assert late is not None
     assert (late.reason, late.retry_after_ms) == ("overloaded", round(wait_ms))
-    assert admit([queue], [work(100, deadline_s=(wait_ms + 2 * GAINING.item_ms(16)) / 1e3)], 0.0) is None
+    assert admit([queue], [work(100, deadline_s=(wait_ms + 1.01 * GAINING.ms(1, 16)) / 1e3)], 0.0) is None
 
 
 def test_what_could_not_be_in_time_even_alone_is_too_late_and_not_overload() -> None:
     refused = admit([scheduler()], [work(number, 256, deadline_s=0.05) for number in range(64)], 0.0)
     assert refused is not None
     assert refused.reason == "expired"
+    alone_ms = GAINING.ms(1, 16)
+    refused = admit([scheduler()], [work(1, 16, deadline_s=0.9 * alone_ms / 1e3)], 0.0)
+    assert refused is not None
+    assert refused.reason == "expired"
+    assert admit([scheduler()], [work(1, 16, deadline_s=1.1 * alone_ms / 1e3)], 0.0) is None
 
 
 def test_admission_counts_every_stage_on_the_way() -> None:
@@ -198,8 +216,7 @@ def test_admission_counts_every_stage_on_the_way() -> None:
 def test_the_predicted_wait_counts_the_running_batch_and_shrinks_as_it_runs() -> None:
     queue = scheduler()
     add(queue, work(1, 256))
-    batch = queue.next_batch(10.0)
-    assert batch is not None
+    batch = next_batch(queue, 10.0)
     assert queue.predicted_wait_ms("questions", 10.0) == pytest.approx(batch.predicted_ms)
     assert queue.predicted_wait_ms("questions", 10.005) == pytest.approx(batch.predicted_ms - 5)
     queue.finished(10.006)
@@ -210,8 +227,7 @@ def run_under_load(queue: Scheduler[None], slowdown: float, now_s: float, batche
     """Batches that each leave something waiting, and take `slowdown` times what the table says; returns the time."""
     for _ in range(batches):
         add(queue, *(work(next(NUMBERS)) for _ in range(16)), now_s=now_s)
-        batch = queue.next_batch(now_s)
-        assert batch is not None
+        batch = next_batch(queue, now_s)
         now_s += slowdown * batch.predicted_ms / 1e3
         queue.finished(now_s)
     return now_s
@@ -257,14 +273,119 @@ def test_passages_wait_for_questions_but_not_the_other_way_round() -> None:
 def test_expired_and_cancelled_work_never_runs() -> None:
     queue = scheduler()
     add(queue, work(1, deadline_s=5.0), work(2, deadline_s=7.0), work(3), work(4))
-    assert [entry.work.request_id for entry in queue.drop_expired(5.0)] == [1]
     assert queue.cancel(3) is not None
     assert queue.cancel(3) is None
     assert queue.cancel(99) is None
-    assert sorted(next_ids(queue, 6.0)) == [2, 4]
-    assert queue.drop_expired(8.0) == []
+    assert closed(queue, 5.0) == ([2, 4], [1])
+    assert closed(queue, 8.0) == ([], [])
     assert len(queue) == 0
     assert queue.predicted_wait_ms("questions", 100.0) == 0.0
+
+
+def test_what_its_batch_would_make_late_is_dropped_and_the_rest_runs() -> None:
+    queue = scheduler()
+    full_s = GAINING.ms(8, 16) / 1e3
+    add(queue, *(work(number, deadline_s=0.9 * full_s) for number in range(3)))
+    add(queue, *(work(number, deadline_s=1.1 * full_s) for number in range(3, 20)))
+    assert closed(queue) == (list(range(3, 11)), [0, 1, 2])
+
+
+def test_what_could_be_ready_only_alone_runs_alone_where_the_rest_can_wait() -> None:
+    queue = scheduler()
+    add(queue, work(0, deadline_s=1.1 * GAINING.ms(1, 16) / 1e3), *(work(number) for number in range(1, 9)))
+    assert closed(queue) == ([0], [])
+    assert closed(queue) == (list(range(1, 9)), [])
+
+
+def test_a_batch_ends_before_what_would_make_its_oldest_late() -> None:
+    queue = scheduler()
+    add(queue, work(0, deadline_s=1.1 * GAINING.ms(3, 16) / 1e3), *(work(number) for number in range(1, 9)))
+    ran, dropped = closed(queue)
+    assert (len(ran), ran[0], dropped) == (3, 0, [])
+
+
+def test_lone_work_runs_if_it_can_be_ready_in_time_and_else_is_dropped() -> None:
+    queue = scheduler()
+    add(queue, work(0, deadline_s=1.1 * GAINING.ms(1, 16) / 1e3))
+    assert closed(queue) == ([0], [])
+    add(queue, work(1, deadline_s=0.9 * GAINING.ms(1, 16) / 1e3))
+    assert closed(queue) == ([], [1])
+    assert len(queue) == 0
+
+
+def test_work_that_goes_on_leaves_time_for_the_next_stage() -> None:
+    alone_s = GAINING.ms(1, 16) / 1e3
+    queue = scheduler(after_ms=100.0)
+    add(queue, work(0, deadline_s=alone_s + 0.09, k=5))
+    assert closed(queue) == ([], [0])
+    add(queue, work(1, deadline_s=alone_s + 0.09), work(2, 256, deadline_s=alone_s + 0.2, k=5))
+    assert closed(queue) == ([1], [])
+    assert closed(queue) == ([2], [])
+
+
+def test_a_lane_whose_works_are_all_too_late_does_not_keep_the_other_one_from_running() -> None:
+    queue = scheduler()
+    add(queue, *(work(number, deadline_s=0.001) for number in range(3)), work(3, 64, "passages"))
+    assert closed(queue) == ([3], [0, 1, 2])
+
+
+def test_what_would_be_late_follows_what_batches_take_under_load() -> None:
+    in_time_by_the_table_s = 1.5 * GAINING.ms(8, 16) / 1e3
+    for slowdown, ran in ((1.0, True), (2.0, False)):
+        queue = scheduler()
+        now_s = run_under_load(queue, slowdown, 0.0, 60)
+        for request_id in range(1_000_000, next(NUMBERS)):
+            queue.cancel(request_id)
+        add(queue, *(work(number, deadline_s=now_s + in_time_by_the_table_s) for number in range(8)), now_s=now_s)
+        ids, dropped = closed(queue, now_s)
+        assert (ids, dropped) == ((list(range(8)), []) if ran else ([], list(range(8))))
+
+
+def test_after_a_bad_moment_work_is_not_dropped_for_long() -> None:
+    """Else nothing would run, and so nothing be learned."""
+    queue = scheduler()
+    now_s = run_under_load(queue, 4.0, 0.0, 60)
+    for request_id in range(1_000_000, next(NUMBERS)):
+        queue.cancel(request_id)
+    deadline_ms = 2 * GAINING.ms(1, 16)
+    add(queue, work(0, deadline_s=now_s + deadline_ms / 1e3), now_s=now_s)
+    assert closed(queue, now_s) == ([], [0])
+    add(queue, work(1, deadline_s=now_s + deadline_ms / 1e3), now_s=now_s)
+    assert closed(queue, now_s) == ([1], [])
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 256), st.sampled_from([0.0, 0.004, 0.006, 0.01, 0.02, 0.05, 1000.0])),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_only_what_is_in_time_runs_the_oldest_of_it_first_and_the_rest_is_dropped(
+    texts: list[tuple[int, float]],
+) -> None:
+    queue, now_s = scheduler(), 0.0
+    works = [work(number, tokens, deadline_s=deadline_s) for number, (tokens, deadline_s) in enumerate(texts)]
+    add(queue, *works)
+    waiting = set(range(len(works)))
+    while waiting:
+        batch, dropped = queue.next_batch(now_s)
+        gone = {entry.work.request_id for entry in dropped}
+        assert gone <= waiting
+        assert all(works[number].deadline_s < 1000.0 for number in gone)
+        waiting -= gone
+        if batch is None:
+            assert not waiting
+            break
+        ran = {entry.work.request_id for entry in batch.entries}
+        assert ran <= waiting
+        assert min(ran) == min(waiting)
+        assert all(works[number].deadline_s > now_s + batch.predicted_ms / 1e3 for number in ran)
+        waiting -= ran
+        now_s += batch.predicted_ms / 1e3
+        queue.finished(now_s)
+    assert len(queue) == 0
 
 
 def test_under_endless_load_with_far_deadlines_nothing_piles_up() -> None:
@@ -310,7 +431,8 @@ def test_every_work_leaves_the_queue_exactly_once_and_none_is_overtaken_for_ever
     ids = iter(range(1000))
 
     def run() -> None:
-        batch = queue.next_batch(0.0)
+        batch, dropped = queue.next_batch(0.0)
+        assert dropped == []
         assert (batch is None) == (not waiting)
         if batch is None:
             return
@@ -333,5 +455,5 @@ def test_every_work_leaves_the_queue_exactly_once_and_none_is_overtaken_for_ever
             assert (queue.cancel(number) is not None) == (waiting.pop(number, None) is not None)
     while waiting:
         run()
-    assert queue.next_batch(0.0) is None
+    assert queue.next_batch(0.0) == (None, [])
     assert queue.predicted_wait_ms("passages", FAR) == 0.0

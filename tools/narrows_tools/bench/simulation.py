@@ -192,7 +192,11 @@ class _Simulation:
             self._stages["search"] = server.search
             apart = [_Thread(("encode",)), _Thread(("search",))]
             self._threads = apart if server.own_thread else [_Thread(("search", "encode"))]
-        self._queues = {name: Scheduler[int](server.lanes, dict(stage.costs)) for name, stage in self._stages.items()}
+        after_ms = {"encode": server.search.costs["questions"].ms(1, 1)} if server.search else {}
+        self._queues = {
+            name: Scheduler[int](server.lanes, dict(stage.costs), after_ms.get(name, 0.0))
+            for name, stage in self._stages.items()
+        }
         self._texts = np.cumsum([0, *(len(call.tokens) for call in calls)])  # the first text of each call
         self._missing = [len(call.tokens) for call in calls]
         self._ended: dict[int, Ended] = {}
@@ -239,9 +243,9 @@ class _Simulation:
 
     def _begin(self, thread: _Thread, now_s: float) -> None:
         for name in thread.stages:
-            for entry in self._queues[name].drop_expired(now_s):
+            batch, dropped = self._queues[name].next_batch(now_s)
+            for entry in dropped:
                 self._end(entry.cargo, "late", now_s)
-            batch = self._queues[name].next_batch(now_s)
             if batch is not None:
                 texts = tuple(entry.work.request_id for entry in batch.entries)
                 tokens = tuple(entry.work.tokens for entry in batch.entries)
