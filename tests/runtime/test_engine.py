@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from narrows.costs import Bucket, CostTable
 from narrows.engine import EncodeStage, Engine, SearchStage
@@ -17,6 +19,7 @@ from narrows.work import Lane, Outcome, Work
 # Batches gain up to 8; a batch takes 1 ms by the table.
 COSTS = CostTable((Bucket(1, (1, 8), (1.0, 1.0)), Bucket(256, (1, 8), (1.0, 1.0))))
 POISON = 13
+SEARCH_POISON = 17
 FAR = 1e12
 WAIT_S = 30.0
 
@@ -43,6 +46,8 @@ class Stages:
     def search(self, queries: npt.NDArray[np.float32], k: int) -> SearchHits:
         self.threads["search"].add(threading.get_ident())
         self.searched.append([int(query[0]) for query in queries])
+        if SEARCH_POISON in queries[:, 0]:
+            raise ValueError("poison")
         rows = queries[:, :1].astype(np.int64) + np.arange(k)
         return SearchHits(rows.astype(np.float32), rows)
 
@@ -110,10 +115,12 @@ def text(request_id: int, first: int, *, k: int = 0, lane: Lane = "questions", d
     return Work(request_id, lane, deadline_s, token_ids=np.array([first, 7, 7], dtype=np.int64), k=k)
 
 
-def hold(running: Running, first: int = 1) -> None:
-    """Occupies the encoder with request `first` until the gate opens."""
-    running.engine.submit([text(first, first)])
+def hold(running: Running, k: int = 0) -> Work:
+    """Occupies the encoder with request 1 until the gate opens."""
+    work = text(1, 1, k=k)
+    running.engine.submit([work])
     assert running.stages.entered.acquire(timeout=WAIT_S)
+    return work
 
 
 def test_a_text_is_embedded_and_searched_with(running: Running) -> None:
@@ -290,3 +297,69 @@ def test_a_receiver_that_fails_does_not_stop_the_engine() -> None:
     engine.submit([text(2, 2)])
     engine.close()
     assert inbox.wait(1)[2].refusal is None
+
+
+# Whatever happens in whatever order
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("submit"), st.integers(1, 4), st.integers(0, 2), st.sampled_from([0.5, 5.0, FAR])),
+    st.tuples(st.just("vectors"), st.integers(1, 3)),
+    st.tuples(st.just("cancel"), st.integers(0, 20)),
+    st.tuples(st.just("later"), st.sampled_from([0.4, 2.0])),
+    st.tuples(st.just("open")),
+    st.tuples(st.just("hold")),
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(steps=st.lists(STEPS, max_size=25), own_thread=st.booleans())
+def test_every_work_ends_once_with_its_own_answer_or_a_reason(steps: list[tuple], own_thread: bool) -> None:
+    """Of works that are submitted, cancelled, late and bad in any order, while batches run and fail."""
+    running = start(own_thread, max_queued=12)
+    works = [hold(running, k=1)]
+    cancelled: set[int] = set()
+    for step, *values in steps:
+        first = len(works) + 1
+        match step, values:
+            case "submit", [count, k, seconds]:
+                ids = range(first, first + count)
+                made = [text(each, each, k=k, deadline_s=running.clock.now_s + seconds) for each in ids]
+            case "vectors", [count]:
+                ids = range(first, first + count)
+                made = [Work(each, "questions", FAR, vector=np.array([each, 3], np.float32), k=1) for each in ids]
+            case "cancel", [number]:
+                chosen = [number % len(works) + 1, 1000]  # and one that was never there
+                cancelled.update(chosen)
+                running.engine.cancel(chosen)
+                continue
+            case "later", [seconds]:
+                running.clock.now_s += seconds
+                continue
+            case _:
+                running.stages.gate.set() if step == "open" else running.stages.gate.clear()
+                continue
+        works += made
+        running.engine.submit(made)
+    running.stages.gate.set()
+    running.engine.close()
+    outcomes = running.inbox.wait(len(works))
+    assert sorted(outcomes) == [work.request_id for work in works]
+    for work in works:
+        outcome = outcomes[work.request_id]
+        match outcome.refusal:
+            case None:
+                assert outcome.embedding is not None
+                assert outcome.embedding.tolist() == [work.request_id, 3.0]
+                assert (outcome.rows is not None) == (work.k > 0)
+                assert outcome.rows is None or outcome.rows[0] == work.request_id
+            case "cancelled":
+                assert work.request_id in cancelled
+            case "expired":
+                assert work.deadline_s <= running.clock.now_s
+            case "failed":
+                assert work.request_id in (POISON, SEARCH_POISON)
+            case _:
+                assert outcome.refusal == "overloaded"
+        assert outcome.refusal or work.request_id != (POISON if work.vector is None else None)
+        assert outcome.refusal or not (work.request_id == SEARCH_POISON and work.k)
