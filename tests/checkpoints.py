@@ -36,16 +36,18 @@ def write_dpr(
     seed: int,
     projection_dim: int = 0,
     layers: int = LAYERS,
+    hidden: int = HIDDEN,
+    heads: int = HEADS,
     **tokenizer_config: object,
 ) -> Path:
     """Writes a Hugging Face DPR checkpoint with spread-out random weights."""
     torch.manual_seed(seed)
     config = DPRConfig(
         vocab_size=len(vocabulary),
-        hidden_size=HIDDEN,
+        hidden_size=hidden,
         num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * HIDDEN,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
         projection_dim=projection_dim,
         initializer_range=0.15,
     )

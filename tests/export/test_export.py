@@ -282,6 +282,15 @@ def test_parity_fails_in_train_mode(torch_tower: TorchTower, exported: tuple[Enc
         run_parity(torch_tower, exported)
 
 
+def test_parity_fails_when_an_embedding_depends_on_its_batch(tmp_path: Path, vocabulary: list[str]):
+    """As ONNX Runtime's products do whose inner dimension is over 128, here that of a head, when a text is padded."""
+    wide = write_dpr(tmp_path / "wide", "question_encoder", vocabulary, seed=1, layers=1, hidden=136, heads=1)
+    out = tmp_path / "wide.bundle"
+    with pytest.raises(ExportError, match=r"depends on its batch \(by .*\), .* attention heads are wider than 128,"):
+        export_bundle(ExportRequest(str(wide), str(wide), out, "wide"), step=lambda what: None)
+    assert not out.exists()
+
+
 def test_parity_fails_when_embeddings_are_not_finite(torch_tower: TorchTower, exported: tuple[Encoder, TowerTokenizer]):
     """Finite weights whose product is not, met by one rare token only: its batches alone turn NaN."""
     encoder, tokenizer = exported
