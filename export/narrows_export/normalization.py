@@ -1,8 +1,8 @@
 """SkipLayerNormalization <-> two Add and a LayerNormalization: the same sums, by quicker kernels on a CPU.
 
 ONNX Runtime's CPU kernel of SkipLayerNormalization takes up to 13 % of a tower's time, that of LayerNormalization much
-less (docs/decisions/024). So the fp32 graph is stored split. A recipe that needs the fused operator - half precision
-for GPUs, quantization that knows its inputs - joins it first.
+less (docs/decisions/024). So the fp32 graph is stored split. The recipe for half precision, which is meant for GPUs,
+joins them first.
 """
 
 import onnx
