@@ -4,13 +4,13 @@ import bisect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 RUNS = 5  # of each batch at most
 TOLERANCE = 0.03  # a batch this close to the best rate is as good: smaller batches keep latency low
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bucket:
     """Measured batches of one padded length: `ms[i]` is the time of `batch_sizes[i]` texts of `tokens` tokens."""
 
@@ -18,7 +18,7 @@ class Bucket:
     batch_sizes: tuple[int, ...]
     ms: tuple[float, ...]
 
-    @property
+    @cached_property  # the scheduler asks several times a text
     def cap(self) -> int:
         """The smallest batch within 3 % of the best measured texts/ms."""
         rates = [size / ms for size, ms in zip(self.batch_sizes, self.ms, strict=True)]
