@@ -22,6 +22,7 @@ from narrows.bundle import (
 from narrows.encoder import Encoder
 from narrows.errors import ExportError, UnpairedTowersError
 from narrows.tokenizer import TowerTokenizer, build_tokenizer
+from narrows.towers import available_cores
 from narrows_export import checkpoint, checks, graph, recipes, source, vocabulary
 from narrows_export.recipes import Making
 from narrows_export.source import CheckpointFiles
@@ -147,7 +148,7 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
     step(f"{label}: exporting and optimizing the graph")
     model_file = out / f"model.{REFERENCE_VARIANT}.onnx"
     fused_ops = graph.export_fp32(tower, model_file)
-    encoder = Encoder(model_file, tokenizer.pad_id, threads=os.cpu_count() or 1)
+    encoder = Encoder(model_file, tokenizer.pad_id, threads=available_cores())
 
     step(f"{label}: comparing with PyTorch")
     parity = checks.parity(tower, encoder, checks.sample_texts(tokenizer, role), tokenizer.pad_id)
@@ -195,7 +196,7 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
     )
     for name in request.variants:
         step(f"{label}: making and checking {name}")
-        made = recipes.add_variant(out, manifest, name, Making(out.name, tokenizer, os.cpu_count() or 1))
+        made = recipes.add_variant(out, manifest, name, Making(out.name, tokenizer, available_cores()))
         manifest = replace(manifest, variants={**manifest.variants, name: made})
     report = TowerReport(label, files.name, manifest.tower_id, variant.size_bytes, fused_ops, parity, manifest.variants)
     return _Exported(manifest, report, encoder, tokenizer)

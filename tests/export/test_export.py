@@ -139,6 +139,25 @@ def test_a_sentence_transformers_model_is_stored_once(minilm_bundle: Bundle):
 # The pair check
 
 
+def test_an_export_takes_no_more_threads_than_it_has_cores(
+    small_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given: list[int] = []
+
+    def encoder(model_file: Path, pad_id: int, threads: int) -> Encoder:
+        given.append(threads)
+        return Encoder(model_file, pad_id, threads)
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("narrows_export.export.Encoder", encoder)
+    export_bundle(
+        ExportRequest(str(small_pair.question), str(small_pair.context), tmp_path / "b", "b", allow_unpaired=True),
+        step=lambda what: None,
+    )
+    assert given == [1, 1]
+
+
 def test_the_real_minilm_is_a_pair(minilm_bundle: Bundle):
     pair = minilm_bundle.manifest.pair_check
     assert pair.passed
