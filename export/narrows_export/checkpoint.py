@@ -229,7 +229,8 @@ def _canonical(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 def _max_tokens(wanted: int, config: PretrainedConfig, files: CheckpointFiles) -> int:
     if not 8 <= wanted <= config.max_position_embeddings:
         raise CheckpointError(
-            f"a maximum of {wanted} tokens does not fit {files.name}: it must be 8 to {config.max_position_embeddings}"
+            f"a maximum of {wanted} tokens does not fit {files.name}: it must be 8 to "
+            f"{config.max_position_embeddings}; choose with --max-tokens"
         )
     return wanted
 

@@ -323,7 +323,7 @@ def test_a_bert_that_the_recipe_does_not_cover_is_refused(question: Path, tmp_pa
 def test_max_tokens_must_fit_the_positions(small_pair: Pair, max_tokens: int):
     message = refusal(small_pair.question, max_tokens=max_tokens)
     assert message.startswith(f"a maximum of {max_tokens} tokens does not fit")
-    assert message.endswith("it must be 8 to 512")
+    assert message.endswith("it must be 8 to 512; choose with --max-tokens")
 
 
 @pytest.mark.parametrize("max_tokens", [8, 512])
