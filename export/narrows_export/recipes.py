@@ -95,7 +95,8 @@ class Recipe:
 def make_fp16(fp32: Path, out: Path, making: Making) -> Made:
     """Converts the layers of a fused graph to half precision; ids, mask, pooling and embedding keep their types."""
     with quiet():
-        model = OnnxModel(_joined(fp32))
+        model = OnnxModel(onnx.load(fp32))
+        normalization.join(model.model)
         layers = _layers(model.model.graph)
         others = [node.name for node in model.model.graph.node if node.name not in layers]
         model.convert_float_to_float16(keep_io_types=True, node_block_list=others)
@@ -103,13 +104,6 @@ def make_fp16(fp32: Path, out: Path, making: Making) -> Made:
         model.topological_sort()
     onnx.save(model.model, out)
     return Made(_fp16_counts(count_operators(fp32)))
-
-
-def _joined(fp32: Path) -> onnx.ModelProto:
-    """The fp32 graph with the optimizer's SkipLayerNormalization."""
-    model = onnx.load(fp32)
-    normalization.join(model)
-    return model
 
 
 def _layers(graph: onnx.GraphProto) -> set[str]:

@@ -34,9 +34,8 @@ def embed(
     tower: Tower, texts: Sequence[TokenizedText], threads: int, encoded: Callable[[int], object] = lambda count: None
 ) -> Embeddings:
     """The embeddings of texts, float32 (texts, dim); as `embed_chunks`."""
-    for _, embeddings in embed_chunks(tower, [texts], threads, encoded):
-        return embeddings
-    raise AssertionError("unreachable")
+    [(_, embeddings)] = embed_chunks(tower, [texts], threads, encoded)
+    return embeddings
 
 
 def embed_chunks(
