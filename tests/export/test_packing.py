@@ -52,18 +52,22 @@ def make(directory: Path, role: Role, out: Path) -> Graphs:
     return Graphs(tower, out / "whole.onnx", out / "packed.onnx", out / "model.onnx", counts)
 
 
-@pytest.fixture(scope="module", params=[*ROLES, "projection", "one layer", "mean"])
+@pytest.fixture(scope="module", params=[*ROLES, "projection", "one layer", "odd", "mean"])
 def graphs(
     request: pytest.FixtureRequest, small_pair: Pair, vocabulary: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Graphs:
-    """Both small towers; one with a projection behind it; one whose only layer is the last; a mean-pooled one."""
+    """Both small towers; a projection behind one; one whose only layer is the last; heads of 10; a mean-pooled one."""
     out = tmp_path_factory.mktemp("graphs")
     if request.param == "mean":
         return make(request.getfixturevalue("minilm_checkpoint"), "question_encoder", out)
     if request.param in ROLES:
         directory = small_pair.question if request.param == "question_encoder" else small_pair.context
         return make(directory, request.param, out)
-    options = {"projection_dim": 32} if request.param == "projection" else {"layers": 1}
+    options = {
+        "projection": {"projection_dim": 32},
+        "one layer": {"layers": 1},
+        "odd": {"hidden": 30, "heads": 3, "projection_dim": 7},
+    }[request.param]
     return make(write_dpr(out / "dpr", "context_encoder", vocabulary, seed=5, **options), "context_encoder", out)
 
 
@@ -83,6 +87,16 @@ def assert_same_bits(graphs: Graphs, sizes: Sequence[int]) -> None:
 
 def test_embeddings_are_those_of_the_whole_graph_alone_and_in_any_batch(graphs: Graphs):
     assert_same_bits(graphs, (1, 2, 3, 4, 8, len(LENGTHS)))
+
+
+@pytest.mark.parametrize("longest_first", [True, False])
+def test_one_long_text_among_many_short_ones_and_one_text_many_times(graphs: Graphs, longest_first: bool):
+    shortest, *_, longest = sorted(graphs.texts(), key=len)
+    batch = [shortest] * 63
+    batch.insert(0 if longest_first else 63, longest)
+    for threads in (1, 2):
+        encoder = Encoder(graphs.exported, 0, threads)
+        assert np.array_equal(encoder.encode(batch), in_batches(encoder, batch, 1))
 
 
 @pytest.mark.slow
