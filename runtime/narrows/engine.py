@@ -273,7 +273,7 @@ class Engine:
     def _run_safely(
         self, batch: Batch[_Progress], run: Callable[[Sequence[Entry[_Progress]]], list[R]]
     ) -> tuple[list[tuple[Entry[_Progress], R]], list[Outcome]]:
-        """Runs a batch; when it fails, each of its works alone, so that a bad one fails only itself."""
+        """Runs a batch; when it fails, each work alone that is still wanted, so that a bad one fails only itself."""
         try:
             return list(zip(batch.entries, run(batch.entries), strict=True)), []
         except Exception:
@@ -281,9 +281,19 @@ class Engine:
         done: list[tuple[Entry[_Progress], R]] = []
         failed: list[Outcome] = []
         for entry in batch.entries:
+            if ended := self._ended(entry.work):
+                failed.append(ended)
+                continue
             try:
                 done += zip([entry], run([entry]), strict=True)
             except Exception as error:
                 log.exception("request %d failed alone as well", entry.work.request_id)
                 failed.append(Outcome(entry.work.request_id, "failed", f"{type(error).__name__} in the engine"))
         return done, failed
+
+    def _ended(self, work: Work) -> Outcome | None:
+        """The outcome of a work that was cancelled, or whose deadline passed, while its batch ran."""
+        with self._lock:
+            if work.request_id in self._cancelled:
+                return Outcome(work.request_id, "cancelled")
+        return Outcome(work.request_id, "expired", TOO_LATE) if work.deadline_s <= self._clock() else None
