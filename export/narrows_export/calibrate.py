@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 ROWS = 4096  # tokens kept of each activation: about 6 MB for 384 channels; 1 GB of BERT-base in all
 TEXTS = 400  # questions, and passages, that are looked at
+MIN_TEXTS = 50  # of each: a search sets its scales by half of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +64,23 @@ def own_files() -> tuple[Path, ...]:
     return tuple(file(language) for file in kinds for language in corpus.LANGUAGES)
 
 
+def files_read(files: Sequence[Path]) -> tuple[Path, ...]:
+    """These files of questions or passages, and our own of a kind that none of them holds."""
+    kinds = {holds_passages(file) for file in files}
+    return (*files, *(own for own in own_files() if holds_passages(own) not in kinds))
+
+
 def read(files: Sequence[Path]) -> Calibration:
     """Reads files of questions or passages, up to TEXTS of each kind, evenly; a kind that none holds is our own.
 
     Raises:
-        QuestionFileError, PassageFileError, GateDataError: a file breaks its format, or is empty.
+        QuestionFileError, PassageFileError, GateDataError: a file breaks its format or is empty, or there are fewer
+            than MIN_TEXTS of a kind.
     """
     questions: list[str] = []
     passages: list[tuple[str, str]] = []
     described = []
-    for file in files or own_files():
+    for file in files_read(files):
         before = len(questions) + len(passages)
         if holds_passages(file):
             passages += [(row.passage.title, row.passage.text) for row in passage_files.read(file)]
@@ -82,10 +90,12 @@ def read(files: Sequence[Path]) -> Calibration:
         if not count:
             raise GateDataError(f"{file} holds no texts to calibrate on; give it some, or leave --calibration out")
         described.append(DataFile(file.name, durable.sha256_file(file), count))
-    if not (questions and passages):
-        own, missing = read(()), "passages" if questions else "questions"
-        described += [file for file in own.files if file.name.startswith(missing)]
-        questions, passages = questions or list(own.questions), passages or list(own.passages)
+    for what, count in (("questions", len(questions)), ("passages", len(passages))):
+        if count < MIN_TEXTS:
+            raise GateDataError(
+                f"int8 is calibrated on at least {MIN_TEXTS} {what}, and {', '.join(map(str, files))} has {count}; "
+                f"give more, or no file of {what} for those that ship with the exporter"
+            )
     return Calibration(_spread(questions), _spread(passages), tuple(described))
 
 

@@ -23,13 +23,14 @@ import onnx
 
 from narrows.bundle import Bundle, CurvePoint, Role, Rounding, TowerManifest
 from narrows.encoder import Embeddings, Encoder
+from narrows.errors import GateDataError
 from narrows.offline import embed
 from narrows.quality import MIN_PASSAGES, MIN_TOP10_OVERLAP
 from narrows.tokenizer import TokenIds, TowerTokenizer
 from narrows.towers import Tower
 from narrows_export import calibrate, scoring
 from narrows_export.calibrate import Calibration, Seen
-from narrows_export.gate import top10_overlap
+from narrows_export.gate import OVERLAP_TOP, top10_overlap
 from narrows_export.gate_data import GateData
 from narrows_export.quantize import Product, products, quantize
 from narrows_tools.evaluation.steps import Start
@@ -39,6 +40,7 @@ PERCENTILES = (100.0, 99.99)
 LEFT_IN_FLOAT = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 ERROR_TEXTS = 48
 SUBSET_PASSAGES, SUBSET_QUESTIONS = 2000, 1000
+MIN_SUBSET = 4 * OVERLAP_TOP  # passages: a quarter of them shows how overlap falls with their number
 # Texts x tokens: a question alone, questions, and passages; timed in this order, round by round.
 SHAPES = ((1, 14), (8, 14), (8, 64), (4, 128))
 ROUNDS = 5
@@ -85,6 +87,18 @@ def expected_overlap(few: float, many: float, low: float, sizes: tuple[int, int]
     """
     growth = max(few - many, 0) / math.log(sizes[1] / sizes[0])
     return low - growth * math.log(max(passages / sizes[1], 1))
+
+
+def check_size(calibration: Calibration, data: GateData | None) -> None:
+    """Checks that there are passages enough to compare the first ten of.
+
+    Raises:
+        GateDataError: there are not.
+    """
+    passages = len(_subset(data, calibration.half(1))[1])
+    if passages < MIN_SUBSET:
+        where = "in the gate's file" if data else "to calibrate on that are held out; give twice as many"
+        raise GateDataError(f"--int8 auto searches at least {MIN_SUBSET} passages, and there are {passages} {where}")
 
 
 def search(bundle: Bundle, calibration: Calibration, data: GateData | None, threads: int, start: Start) -> Found:

@@ -33,11 +33,14 @@ class Int8Request:
 
         Raises:
             GateDataError, QuestionFileError, PassageFileError: a file is empty, breaks its format, or has a text in
-                common with the evaluation data.
+                common with the evaluation data; or there are too few texts.
         """
         if data:
-            gate_data.check_calibration(files or calibrate.own_files(), data.questions, data.passages)
-        return cls(calibrate.read(files), data, auto)
+            gate_data.check_calibration(calibrate.files_read(files), data.questions, data.passages)
+        texts = calibrate.read(files)
+        if auto:
+            int8_search.check_size(texts, data)
+        return cls(texts, data, auto)
 
 
 def add_variants(

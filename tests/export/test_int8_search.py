@@ -100,6 +100,50 @@ def test_calibration_texts_that_are_evaluation_data(
     assert open_bundle(bundle).manifest == before
 
 
+def texts(file: Path, count: int, **fields: object) -> Path:
+    lines = [{"id": str(number), **fields} for number in range(count)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return file
+
+
+def test_too_few_texts_are_counted_before_any_work(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    questions = texts(tmp_path / "q.jsonl", 1, question="who?", answers=["a"])
+    passages = texts(tmp_path / "p.jsonl", 60, title="a", text="b")
+    few = texts(tmp_path / "few.jsonl", 39, title="a", text="b")
+    for files, said in (
+        (["--calibration", questions], f"at least 50 questions, and {questions} has 1"),
+        (["--calibration", passages], "at least 40 passages, and there are 30 to calibrate on that are held out"),
+        (["--gate-questions", questions, "--gate-passages", few], "at least 40 passages, and there are 39 in the gate"),
+    ):
+        assert main(["bundle", "add-variants", str(bundle), "--int8", "auto", *map(str, files)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+    assert main(["bundle", "add-variants", str(bundle), "--int8", "default", "--calibration", str(passages)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--int8", "auto", "--gate-limit", "5"], "a gate needs both --gate-questions and --gate-passages"),
+        (["--variants", "fp16", "--calibration", "c.jsonl"], "--calibration is for int8 or for a gate"),
+    ],
+)
+def test_options_that_would_do_nothing(bundle: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str):
+    assert main(["bundle", "add-variants", str(bundle), *options]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_own_texts_beside_a_file_of_the_other_kind_are_no_evaluation_data(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    own_passages = ["--gate-questions", str(texts(tmp_path / "q.jsonl", 1, question="who?", answers=["a"]))]
+    own_passages += ["--gate-passages", str(corpus.passages_file("en"))]
+    calibration = texts(tmp_path / "c.jsonl", 50, question="where?", answers=["a"])
+    command = ["bundle", "add-variants", str(bundle), "--int8", "auto", *own_passages]
+    assert main([*command, "--calibration", str(calibration)]) == 1
+    assert "300 of the gate's passages are also in the calibration data" in capsys.readouterr().err
+
+
 def test_an_empty_calibration_file_is_named(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "empty.jsonl"
     file.write_text("", "utf-8")

@@ -108,7 +108,7 @@ def run_add_variants(options: argparse.Namespace) -> int:
     if not names:
         raise SettingsError(f"--variants {options.variants} names nothing to make: every bundle has fp32")
     int8 = (options.int8 or "default") if "int8" in names else None
-    data = gate_data_of(options) if options.gate_questions or options.gate_passages else None
+    data = gate_data_of(options)
     threads = options.threads or available_cores()
     manifest = report.add_variants(options.bundle, names, int8_request(int8, options.calibration, data), data, threads)
     towers = tables.named_variants(manifest)

@@ -96,32 +96,36 @@ def run(options: argparse.Namespace) -> int:
         variants=tuple(name for name in other_variants(options.variants) if name != "int8"),
     )
     int8 = options.int8 or ("default" if "int8" in other_variants(options.variants) else None)
-    gated = bool(options.gate_questions or options.gate_passages)
-    if not gated and (options.gate_where or options.gate_limit or options.gate_language):
-        raise ExportError("a gate needs both --gate-questions and --gate-passages")
-    if not gated and options.calibration and not int8:
-        raise ExportError("--calibration is for int8 or for a gate, and neither is asked for")
     # Files are read first, so that a bad one is found before minutes of export.
-    data = gate_data_of(options) if gated else None
+    data = gate_data_of(options)
     return report.run(request, data, int8_request(int8, options.calibration, data), options.json)
 
 
-def gate_data_of(options: argparse.Namespace) -> "GateData":
-    """Reads what a gate is to judge with.
+def gate_data_of(options: argparse.Namespace) -> "GateData | None":
+    """Reads what a gate is to judge with; None where no gate is asked for.
 
     Raises:
-        ExportError: one of its two files is not named.
+        ExportError: one is, and one of its two files is not named.
     """
     from narrows_export import gate_data
 
-    if not (options.gate_questions and options.gate_passages):
+    files = (options.gate_questions, options.gate_passages)
+    if not any((*files, options.gate_where, options.gate_limit, options.gate_language)):
+        return None
+    if not all(files):
         raise ExportError("a gate needs both --gate-questions and --gate-passages")
     return gate_data.read(gate_request(options))
 
 
 def int8_request(how: str | None, calibration: "Sequence[Path]", data: "GateData | None") -> "Int8Request | None":
-    """How int8 is to be made; reads the calibration texts."""
+    """How int8 is to be made; reads the calibration texts.
+
+    Raises:
+        ExportError: there are some, and nothing to use them for.
+    """
     if how is None:
+        if calibration and not data:
+            raise ExportError("--calibration is for int8 or for a gate, and neither is asked for")
         return None
     from narrows_export.report import Int8Request
 
