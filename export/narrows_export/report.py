@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from narrows.bundle import Bundle, BundleManifest
+from narrows.bundle import Bundle, BundleManifest, read_manifest
 from narrows.towers import available_cores
 from narrows_export import calibrate, gate, gate_data, int8_search
 from narrows_export.calibrate import Calibration
@@ -51,15 +52,16 @@ def add_variants(
     Raises:
         BundleError, ExportError: as `recipes.extend_bundle`.
     """
+    towers = {tower.directory for tower in read_manifest(path).towers.values()}
     with bars() as start:
-        advance = start("making variants", len(names))
+        advance = start("making variants", len(names) * len(towers))
 
         def rounding(bundle: Bundle) -> Calibrated:
             nonlocal advance
             if int8 is None or not int8.auto:
                 return Calibrated(int8.texts if int8 else None)
             found = int8_search.search(bundle, int8.texts, int8.data, threads, start)
-            advance = start("making variants", len(names))
+            advance = start("making variants", len(names) * len(towers))
             return Calibrated(int8.texts, found.roundings, found.curve)
 
         manifest = extend_bundle(path, names, threads, lambda what: advance(1), rounding)
@@ -78,13 +80,13 @@ def run(request: ExportRequest, data: GateData | None, int8: Int8Request | None,
         report = export_bundle(request, step)
         bar.total = bar.n
         bar.set_description_str("done")
-    if int8:
-        judged = add_variants(request.out, ["int8"], int8, data, available_cores())
-        report = with_variants(report, judged)
-    elif data:
-        judged = run_gate(request.out, data, available_cores())
-    else:
-        judged = None
+    judged = None
+    with _told_what_is_left(request.out, int8):
+        if int8:
+            judged = add_variants(request.out, ["int8"], int8, data, available_cores())
+            report = with_variants(report, judged)
+        elif data:
+            judged = run_gate(request.out, data, available_cores())
     if as_json:
         quality = quality_json(judged) if judged and data else {}
         print(json.dumps({**asdict(report), **quality}))
@@ -98,6 +100,21 @@ def run(request: ExportRequest, data: GateData | None, int8: Int8Request | None,
     if not report.pair_check.passed:
         print(f"\nWARNING: {unpaired_warning(report.pair_check)}.", file=sys.stderr)
     return 0
+
+
+@contextmanager
+def _told_what_is_left(out: Path, int8: Int8Request | None) -> Iterator[None]:
+    """Says, where what follows the export is stopped or fails, that the bundle is there and how to go on."""
+    try:
+        yield
+    except BaseException:
+        made = read_manifest(out).towers["question_encoder"].variants
+        if int8 is None or "int8" in made:
+            rest = f"gate {out}"
+        else:
+            rest = f"add-variants {out} --int8 {'auto' if int8.auto else 'default'}"
+        print(f"\n{out} is whole, with {', '.join(made)}; for the rest: narrows bundle {rest} ...", file=sys.stderr)
+        raise
 
 
 def with_variants(report: ExportReport, manifest: BundleManifest) -> ExportReport:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from checkpoints import LAYERS
+from checkpoints import LAYERS, Pair
 
 from narrows.bundle import Bundle, CurvePoint, open_bundle
 from narrows.variants import pair_status
@@ -142,6 +142,39 @@ def test_own_texts_beside_a_file_of_the_other_kind_are_no_evaluation_data(
     command = ["bundle", "add-variants", str(bundle), "--int8", "auto", *own_passages]
     assert main([*command, "--calibration", str(calibration)]) == 1
     assert "300 of the gate's passages are also in the calibration data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stopped", "variants", "rest"),
+    [
+        ("narrows_export.int8_search.search", "fp32", "add-variants {} --int8 auto"),
+        ("narrows_export.gate.run_gate", "fp32, int8", "gate {}"),
+    ],
+)
+def test_an_export_that_is_stopped_after_the_bundle_is_written(
+    small_pair: Pair,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stopped: str,
+    variants: str,
+    rest: str,
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stopped, interrupted)
+    out = tmp_path / "out.bundle"
+    spanish = ["--calibration", str(corpus.passages_file("es")), "--calibration", str(corpus.questions_file("es"))]
+    command = ["export", "--question-encoder", str(small_pair.question), "--context-encoder", str(small_pair.context)]
+    command += ["--out", str(out), "--max-tokens", "16", "--allow-unpaired", "--int8", "auto"]
+    assert main([*command, *spanish, *ENGLISH, "--gate-limit", "5"]) == 130
+    said = capsys.readouterr().err.splitlines()[-2:]
+    assert said == [
+        f"{out} is whole, with {variants}; for the rest: narrows bundle {rest.format(out)} ...",
+        "narrows: interrupted",
+    ]
+    assert list(open_bundle(out).tower("question_encoder").variants) == variants.split(", ")
 
 
 def test_an_empty_calibration_file_is_named(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
