@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from checkpoints import Pair
 from server_process import run_narrows, server
 
 from narrows import Client
@@ -98,6 +99,29 @@ def test_a_pair_that_passed_is_the_default(variants_bundle: Bundle, indexes: dic
     with server(path, indexes["fp16"]) as process, Client(process.address, timeout_s=30) as client:
         assert client.server_info().variant == "fp16"
         assert process.stop() == 0
+
+
+@pytest.mark.slow
+def test_int8_that_an_export_searched_for_is_served_by_name(small_pair: Pair, tmp_path: Path):
+    out = tmp_path / "out.bundle"
+    sources = ["--question-encoder", str(small_pair.question), "--context-encoder", str(small_pair.context)]
+    exported = run_narrows("export", *sources, "--out", str(out), "--allow-unpaired", "--int8", "auto", "--json")
+    assert exported.returncode == 0, exported.stderr
+    printed = [tower["variants"]["int8"]["quantization"] for tower in json.loads(exported.stdout)["towers"]]
+    towers = json.loads(run_narrows("bundle", "info", str(out), "--json").stdout)["towers"]
+    assert printed == [tower["variants"]["int8"]["quantization"] for tower in towers.values()]
+    assert printed[0]["curve"] == printed[1]["curve"] != []
+
+    questions = [pair.question for pair in corpus.questions("en")[:9]]
+    for flags, served in ([], "fp32"), (["--variant", "int8"], "int8"):  # nobody judged it, so by name only
+        with server(out, None, *flags) as process, Client(process.address, timeout_s=30) as client:
+            assert client.server_info().variant == served
+            alone = [client.encode_questions([question])[0] for question in questions]
+            assert np.array_equal(client.encode_questions(questions), alone)
+            passages = [(question, f"{PASSAGE[1]} {question}") for question in questions]
+            alone = [client.encode_passages([passage])[0] for passage in passages]
+            assert np.array_equal(client.encode_passages([PASSAGE, *passages])[1:], alone)
+            assert process.stop() == 0
 
 
 def test_a_variant_that_the_bundle_lacks(small_bundle: Bundle, small_index: Path):
