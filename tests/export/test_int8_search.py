@@ -124,6 +124,7 @@ def test_too_few_texts_are_counted_before_any_work(bundle: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ([], "nothing to make: give --variants, such as fp16,int8, or --int8"),
         (["--int8", "auto", "--gate-limit", "5"], "a gate needs both --gate-questions and --gate-passages"),
         (["--variants", "fp16", "--calibration", "c.jsonl"], "--calibration is for int8 or for a gate"),
     ],

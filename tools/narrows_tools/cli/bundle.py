@@ -106,6 +106,8 @@ def run_add_variants(options: argparse.Namespace) -> int:
     listed = other_variants(options.variants)
     names = (*listed, "int8") if options.int8 and "int8" not in listed else listed
     if not names:
+        if not options.variants:
+            raise SettingsError("nothing to make: give --variants, such as fp16,int8, or --int8")
         raise SettingsError(f"--variants {options.variants} names nothing to make: every bundle has fp32")
     int8 = (options.int8 or "default") if "int8" in names else None
     data = gate_data_of(options)
