@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 RUNS = 5  # of each batch at most
-TOLERANCE = 0.03  # a batch this close to the best rate is as good: smaller batches keep latency low
+TOLERANCE = 0.01  # a batch this close to the best rate is as good: smaller batches keep latency low
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Bucket:
 
     @cached_property  # the scheduler asks several times a text
     def cap(self) -> int:
-        """The smallest batch within 3 % of the best measured texts/ms."""
+        """The smallest batch within 1 % of the best measured texts/ms."""
         rates = [size / ms for size, ms in zip(self.batch_sizes, self.ms, strict=True)]
         best = max(rates)
         return next(size for size, rate in zip(self.batch_sizes, rates, strict=True) if rate >= best * (1 - TOLERANCE))
