@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from narrows_tools.bench.peer_ratios import ratios, what_ran
-from narrows_tools.bench.results import Result, Row
+from narrows_tools.bench.results import Result, Row, values
 from narrows_tools.bench.tables import aligned, spread
 
 HEAD = ("system", "graph", "saturation/s", "load", "p50 ms", "p99 ms", "goodput/s", "CPU ms", "RSS MB", "client ms")
@@ -54,7 +54,7 @@ def _cells(system: str, graph: str, rows: Sequence[Row], rates: Sequence[float])
 
 
 def _spread(rows: Sequence[Row], metric: str, digits: int) -> str:
-    return spread([row.metrics[metric] for row in rows if metric in row.metrics], f".{digits}f") or "-"
+    return spread(values(rows, metric), f".{digits}f") or "-"
 
 
 def _megabytes(rows: Sequence[Row]) -> str:

@@ -200,23 +200,18 @@ def test_work_cancelled_while_it_is_encoded_is_not_searched(running: Running) ->
     assert running.stages.searched == []
 
 
-def test_expired_work_is_never_computed(running: Running) -> None:
+@pytest.mark.parametrize(
+    ("deadline_s", "now_s"),
+    [
+        pytest.param(101.0, 102.0, id="expired"),
+        pytest.param(100.0025, 100.002, id="not ready in time: a batch takes 1 ms"),
+    ],
+)
+def test_work_that_is_too_late_is_never_computed(running: Running, deadline_s: float, now_s: float) -> None:
     hold(running)
-    running.engine.submit([text(2, 2, deadline_s=101.0)])
+    running.engine.submit([text(2, 2, deadline_s=deadline_s)])
     running.engine.submit([text(3, 3, deadline_s=103.0)])
-    running.clock.now_s = 102.0
-    running.stages.gate.set()
-    outcomes = running.inbox.wait(3)
-    assert outcomes[2].refusal == "expired"
-    assert outcomes[3].refusal is None
-    assert running.stages.batches == [[1], [3]]
-
-
-def test_work_that_cannot_be_ready_by_its_deadline_is_not_computed(running: Running) -> None:
-    hold(running)
-    running.engine.submit([text(2, 2, deadline_s=100.0025)])  # a batch takes 1 ms
-    running.engine.submit([text(3, 3)])
-    running.clock.now_s = 100.002
+    running.clock.now_s = now_s
     running.stages.gate.set()
     outcomes = running.inbox.wait(3)
     assert outcomes[2].refusal == "expired"

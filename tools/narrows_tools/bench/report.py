@@ -9,14 +9,13 @@ from pathlib import Path
 
 from narrows.errors import BenchmarkError
 from narrows_tools.bench.peer_ratios import ratios, what_ran
-from narrows_tools.bench.results import Result, Row, groups, in_time, values
+from narrows_tools.bench.results import LATE, Result, Row, groups, in_time, values
 from narrows_tools.bench.tables import spread
 
 BEGIN = "<!-- benchmarks: made by `narrows bench report`, do not edit -->"
 END = "<!-- benchmarks: end -->"
 THROUGHPUT = ("ceiling", "closed", "offline", "server")
 UNDER_LOAD = ("open", "mixed_lanes")
-LATE = "\\* the load generator itself was late: this says nothing about the server"
 PADDING = (
     "padding %: padded tokens among all of the batches. A packed variant, as `narrows export` makes them, computes "
     "with them in attention only."
@@ -128,7 +127,7 @@ def _under_load(rows: Sequence[Row]) -> str:
         )
     measured = ["p50 ms", "p99 ms", "answered/s", "in time/s", "refused %", "padding %", "CPU ms each"]
     made = _table(["system", "texts", "offered/s", *measured], lines)
-    notes = [PADDING] * any(line[8] for line in lines) + [LATE] * any(line[2].endswith("*") for line in lines)
+    notes = [PADDING] * any(line[8] for line in lines) + [f"\\* {LATE}"] * any(line[2].endswith("*") for line in lines)
     return "\n\n".join([made, *notes])
 
 

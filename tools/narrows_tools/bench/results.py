@@ -12,6 +12,8 @@ SCHEMA_VERSION = 1
 FOUND_LOAD = "server"  # a scenario whose load is what it found, another one in each round
 Scenario = Literal["start", "single", "ceiling", "closed", "open", "server", "offline", "mixed_lanes"]
 
+LATE = "the load generator itself was late: this says nothing about the server"
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

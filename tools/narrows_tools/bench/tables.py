@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from narrows_tools.bench.checks import Check
-from narrows_tools.bench.results import Result, Row, groups, in_time, values
+from narrows_tools.bench.results import LATE, Result, Row, groups, in_time, values
 
 # Heading, metric, factor, digits.
 COLUMNS = (
@@ -41,7 +41,7 @@ def result_table(result: Result) -> str:
         lines.append([system, scenario + mark, traffic, f"{load:.1f}" if load else "", *cells])
     kept = [column for column in range(len(header)) if column < 4 or any(line[column] for line in lines[1:])]
     text = aligned([[line[column] for column in kept] for line in lines])
-    return text + ("\n* the load generator itself was late: this says nothing about the server" if late else "")
+    return text + (f"\n* {LATE}" if late else "")
 
 
 def checks_table(checks: Sequence[Check]) -> str:
