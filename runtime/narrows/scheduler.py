@@ -199,10 +199,11 @@ class Scheduler(Generic[T]):
         """
         self._pace.free(now_s)
         dropped = self._drop_expired(now_s)
+        overrun = self._pace.overrun
         while waiting := [queue for queue in self._queues.values() if queue.by_arrival]:
             queue = _next_lane(waiting)
             picked, prefix_ms = queue.pick()
-            ready_s = [now_s + ms * self._pace.overrun / 1e3 for ms in prefix_ms]
+            ready_s = [now_s + ms * overrun / 1e3 for ms in prefix_ms]
             late = [entry for entry in picked if self._due_s(entry.work) <= ready_s[-1]]
             size = self._first_in_time(queue, picked, ready_s) if late else len(picked)
             if size > 0:

@@ -9,7 +9,7 @@ import numpy as np
 
 from narrows_tools.bench import environment
 from narrows_tools.bench.batch_costs import BatchCosts
-from narrows_tools.bench.results import Result, Row
+from narrows_tools.bench.results import Result, Row, values
 from narrows_tools.bench.schedule import poisson
 from narrows_tools.bench.simulation import ceiling_per_s, closed_loop, open_loop, saturation_per_s, simulate
 from narrows_tools.bench.traffic import lengths
@@ -93,7 +93,7 @@ def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
         own = [row for row in rows if row.traffic == traffic]
         ceiling, most, closed = (row.metrics["throughput_per_s"] for row in own if row.scenario != "open")
         for load in dict.fromkeys(row.load for row in own if row.scenario == "open"):
-            rounds = [row.metrics for row in own if row.scenario == "open" and row.load == load]
+            rounds = [row for row in own if row.scenario == "open" and row.load == load]
             cells = [_cell(rounds, metric, factor, digits) for _, metric, factor, digits in COLUMNS]
             lines.append((traffic, f"{load:g}", f"{load / most:.2f}", *cells))
         for name, per_s in (("all at once", most), (f"{CLIENTS} clients", closed)):
@@ -101,6 +101,6 @@ def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return lines
 
 
-def _cell(rounds: Sequence[dict[str, float]], metric: str, factor: float, digits: int) -> str:
-    values = [metrics[metric] for metrics in rounds if metric in metrics]
-    return f"{factor * statistics.median(values):.{digits}f}" if values else ""
+def _cell(rounds: Sequence[Row], metric: str, factor: float, digits: int) -> str:
+    found = values(rounds, metric, factor)
+    return f"{statistics.median(found):.{digits}f}" if found else ""
