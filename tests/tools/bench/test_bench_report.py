@@ -112,6 +112,14 @@ def test_every_number_is_that_of_the_file(here: Path) -> None:
     assert "](plots/simulation-latency-short.svg)" in readme
 
 
+def test_a_long_table_is_folded_and_a_short_one_is_not(once: Path) -> None:
+    recorded = results.load(once / "results" / "simulation.json")
+    few = replace(recorded, rows=recorded.rows[:1])
+    many = replace(recorded, rows=tuple(replace(recorded.rows[0], system=f"system {n}") for n in range(20)))
+    assert "<details>" not in report.section({"few": few}, {}, Path("README.md"))
+    assert "<details>" in report.section({"many": many}, {}, Path("README.md"))
+
+
 def test_what_is_up_to_date_passes_the_check_and_is_not_written(
     reported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ PADDING = (
     "with them in attention only."
 )
 HEADINGS = {"narrows": "Narrows alone", "peers": "Beside other servers", "simulation": "Simulated, without overhead"}
+LONG_LINES = 12  # a table of more lines is folded, so that whoever reads the README gets past it
 MIB, S = 1 / 2**20, 1e-3
 
 
@@ -35,8 +36,9 @@ def section(results: Mapping[str, Result], plots: Mapping[str, Sequence[Path]], 
     parts = [BEGIN]
     for name in sorted(results):
         result = results[name]
-        parts += [f"### {HEADINGS.get(result.kind, result.kind)}", _about(name, result), *_tables(result)]
+        parts += [f"### {HEADINGS.get(result.kind, result.kind)}", _about(name, result)]
         parts += [f"![{plot.stem}]({_relative(plot, readme)})" for plot in sorted(plots.get(name, ()))]
+        parts += _tables(result)
     return "\n\n".join([*parts, END])
 
 
@@ -78,8 +80,21 @@ def _listed(cores: Iterable[int]) -> str:
 
 def _tables(result: Result) -> list[str]:
     rows = result.rows
-    made = (_beside_peers(result), _throughput(rows), _under_load(rows), _start(rows), _recipes(rows))
-    return [table for table in made if table]
+    made = {
+        "ratios": _beside_peers(result),
+        "throughput of each": _throughput(rows),
+        "every load: latency, throughput, processor time": _under_load(rows),
+        "start": _start(rows),
+        "recipes": _recipes(rows),
+    }
+    return [_folded(title, table) for title, table in made.items() if table]
+
+
+def _folded(title: str, table: str) -> str:
+    """The table, behind a line to open it where it is long."""
+    if sum(line.startswith("|") for line in table.splitlines()) <= LONG_LINES + 2:
+        return table
+    return f"<details><summary>{title}</summary>\n\n{table}\n\n</details>"
 
 
 def _beside_peers(result: Result) -> str:
