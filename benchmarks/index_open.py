@@ -23,7 +23,7 @@ import numpy as np
 from narrows.bundle import Bundle, open_bundle
 from narrows.index import build, store, unfinished
 from narrows.index.build import BuildRequest
-from narrows.index.store import OpenIndex, open_index
+from narrows.index.opened import OpenIndex, open_index
 from narrows.index.unfinished import BUILD, Appender, Inputs
 from narrows.passages import Passage, Passages, PassageWriter
 from narrows.tokenizer import TokenizedText

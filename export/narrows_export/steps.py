@@ -17,7 +17,8 @@ from typing import TextIO
 from narrows.bundle import MANIFEST, Bundle, TextPreset, open_bundle
 from narrows.durable import sha256_file
 from narrows.errors import BundleError, IndexFileError, MismatchError, StepError
-from narrows.index.store import CURRENT, open_index
+from narrows.index.opened import open_index
+from narrows.index.store import CURRENT
 from narrows.index.unfinished import BUILD
 from narrows_export.pairs import MINILM_PACKAGE
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from narrows.bundle import TokenizerSettings
+from narrows.bundle import Bundle, Role, TokenizerSettings
 from narrows.errors import BundleError
 from narrows.text_presets import RULES
 
@@ -146,3 +146,13 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
         return first, second
     shorter = min(first, second, room // 2)
     return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
+
+
+def load_tokenizer(bundle: Bundle, role: Role) -> TowerTokenizer:
+    """The tokenizer of a bundle's tower.
+
+    Raises:
+        BundleError: its file is unreadable.
+    """
+    tower = bundle.tower(role)
+    return TowerTokenizer.load(bundle.file(tower, tower.tokenizer_file), tower.tokenizer, tower.max_tokens)

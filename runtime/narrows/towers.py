@@ -11,7 +11,7 @@ from narrows import costs
 from narrows.bundle import Bundle, Role, TowerManifest
 from narrows.costs import CostTable
 from narrows.encoder import Encoder, load_encoder
-from narrows.tokenizer import TowerTokenizer
+from narrows.tokenizer import TowerTokenizer, load_tokenizer
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 MAX_BATCH = 64
@@ -68,8 +68,7 @@ def load_towers(
         name = variant if isinstance(variant, str) else variant[role]
         key = (manifest.directory, name)
         if key not in loaded:
-            file = bundle.file(manifest, manifest.tokenizer_file)
-            tokenizer = TowerTokenizer.load(file, manifest.tokenizer, manifest.max_tokens)
+            tokenizer = load_tokenizer(bundle, role)
             encoder = load_encoder(bundle, role, name, tokenizer.pad_id, threads)
             loaded[key] = Tower(manifest, tokenizer, encoder, manifest.variants[name].packed)
         towers[role] = loaded[key]

@@ -62,3 +62,13 @@ class Outcome:
     rows: npt.NDArray[np.int64] | None = None
     scores: npt.NDArray[np.float32] | None = None
     timings: Timings = Timings()
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What an engine computes with: variants of both towers, device, and the index's generation (empty: no index)."""
+
+    variant: str
+    passage_variant: str
+    device: str
+    generation: str

@@ -15,7 +15,7 @@ from narrows import passage_files
 from narrows.bundle import Bundle
 from narrows.errors import PassageFileError
 from narrows.index.build import BuildRequest, Progress, build_index
-from narrows.index.store import open_index
+from narrows.index.opened import open_index
 from narrows.passages import Passage
 from narrows_tools import documents
 from narrows_tools.cli import main

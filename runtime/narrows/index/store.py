@@ -22,9 +22,8 @@ from pathlib import Path
 from narrows import durable, integrity, manifests
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, MismatchError
-from narrows.index.flat import FlatIndex
 from narrows.integrity import Sealed, Verify
-from narrows.passages import FILES, Passages
+from narrows.passages import FILES
 
 log = logging.getLogger(__name__)
 
@@ -82,16 +81,6 @@ class IndexManifest:
     skipped: dict[str, SkippedRows]
     chunk_bytes: int
     files: dict[str, IndexedFile]
-
-
-@dataclass(frozen=True, slots=True)
-class OpenIndex:
-    """An opened generation."""
-
-    manifest: IndexManifest
-    generation: str
-    vectors: FlatIndex
-    passages: Passages
 
 
 def current_generation(path: Path) -> str | None:
@@ -201,27 +190,6 @@ def read_sealed_manifest(path: Path) -> tuple[str, IndexManifest, str]:
     return generation, manifests.decode(data, IndexManifest, SCHEMA_VERSION, file, IndexFileError), sha256
 
 
-def open_index(path: Path, bundle: Bundle, threads: int, verify: Verify = "full") -> OpenIndex:
-    """Opens the current generation and checks that its files are unchanged and the bundle's context encoder filled it.
-
-    When a build replaces the generation meanwhile, the new one is opened.
-
-    Raises:
-        IndexFileError: anything missing, changed or unreadable.
-        MismatchError: another tower filled the index.
-    """
-    while True:
-        generation, manifest, manifest_sha256 = read_sealed_manifest(path)
-        check_towers(path, manifest, bundle)
-        try:
-            for message in damages(path, generation, manifest, manifest_sha256, verify):
-                raise IndexFileError(f"{message}; build the index again")
-            return open_generation(path / generation, generation, manifest, threads)
-        except (IndexFileError, FileNotFoundError):
-            if current_generation(path) == generation:
-                raise
-
-
 def damages(path: Path, generation: str, manifest: IndexManifest, manifest_sha256: str, verify: Verify) -> list[str]:
     """What is wrong with the files of a generation, one line each."""
     files = {name: manifest.files[name].sha256 if name in manifest.files else () for name in GENERATION_FILES}
@@ -229,19 +197,6 @@ def damages(path: Path, generation: str, manifest: IndexManifest, manifest_sha25
     sealed = Sealed(path / generation, files, manifest.chunk_bytes, manifest_sha256, stamp)
     said = {"missing": "is missing", "changed": "does not match the manifest: it was changed or damaged"}
     return [f"{fault.file} {said[fault.what]}" for fault in integrity.faults(sealed, verify)]
-
-
-def open_generation(directory: Path, generation: str, manifest: IndexManifest, threads: int) -> OpenIndex:
-    """Opens a generation whose files were found unchanged.
-
-    Raises:
-        IndexFileError: the vectors cannot be read, or contradict the manifest.
-    """
-    passages = Passages(directory)
-    vectors = FlatIndex(directory / VECTORS, passages.id_rank, manifest.max_norm, threads)
-    if vectors.dim != manifest.dim or vectors.count != manifest.count:
-        raise IndexFileError(f"{directory / VECTORS} does not hold {manifest.count} x {manifest.dim}: build it again")
-    return OpenIndex(manifest, generation, vectors, passages)
 
 
 def check_towers(path: Path, manifest: IndexManifest, bundle: Bundle) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from narrows.bundle import Bundle
 from narrows.encoder import Embeddings
 from narrows.errors import IndexFileError, MismatchError
-from narrows.index import chunks, flat, store
+from narrows.index import chunks, flat, opened, store
 from narrows.index.store import TRUNCATED, VECTORS, IndexManifest
 from narrows.passages import BLOB, Passages
 from narrows.towers import Tower, load_towers
@@ -90,13 +90,13 @@ def _check(
     report.failures += store.damages(path, generation, manifest, manifest_sha256, "full")
     if report.failures:
         return  # nothing in a damaged file is worth another line
-    opened = store.open_generation(path / generation, generation, manifest, threads)
+    found = opened.open_generation(path / generation, generation, manifest, threads)
     step("sizes and ids")
     report.failures += _wrong_sizes(path / generation, manifest)
-    wrong_passages = list(_wrong_passages(path / generation, opened.passages, manifest))
+    wrong_passages = list(_wrong_passages(path / generation, found.passages, manifest))
     report.failures += wrong_passages
     step("vectors")
-    vectors = opened.vectors.vectors
+    vectors = found.vectors.vectors
     report.failures += _wrong_vectors(vectors, manifest)
     step("sample")
     try:
@@ -110,7 +110,7 @@ def _check(
         variant = tower.manifest.variants[manifest.variant]
         # What is stored was encoded in batches, what it is compared with is not: 0.0 but for older int8.
         report.tolerance = variant.golden_tolerance + variant.batch_max_abs_difference
-        _encode_again(report, opened.passages, vectors, tower, sample, seed)
+        _encode_again(report, found.passages, vectors, tower, sample, seed)
 
 
 def _wrong_sizes(directory: Path, manifest: IndexManifest) -> Iterator[str]:

@@ -10,9 +10,9 @@ import numpy as np
 import narrows
 from narrows.bundle import TowerManifest
 from narrows.errors import InvalidRequestError
-from narrows.index.store import OpenIndex
+from narrows.index.corpus import Corpus
 from narrows.server import convert
-from narrows.server.application import Application
+from narrows.server.application import Application, Backend
 from narrows.server.convert import StageMs
 from narrows.server.dispatch import Dispatcher
 from narrows.server.texts import Texts
@@ -30,44 +30,47 @@ T = TypeVar("T")
 
 
 class Answers:
-    """Answers for one Application. Deadlines are absolute, on CLOCK_MONOTONIC.
+    """Answers for one Application, with the backend of the moment. Deadlines are absolute, on CLOCK_MONOTONIC.
 
     Every method raises the errors that narrows.server.errors has in its table.
     """
 
-    def __init__(self, application: Application, dispatcher: Dispatcher) -> None:
+    def __init__(self, application: Application, backend: Callable[[], Backend], dispatcher: Dispatcher) -> None:
         self._app = application
+        self._backend = backend
         self._dispatcher = dispatcher
-        self._texts = Texts(application.towers["questions"].tokenizer, application.towers["passages"].tokenizer)
+        self._texts = Texts(application.questions, application.passages)
 
     async def search(self, request: pb.SearchRequest, deadline_s: float) -> pb.SearchResponse:
         """Answers questions, or searches with ready embeddings."""
-        app = self._app
+        app, backend = self._app, self._backend()
         app.check_bundle(request.expected_bundle)
-        index = app.corpus(request.corpus)
+        corpus = backend.named_corpus(request.corpus)
         k = convert.checked_k(request.k, app.settings)
         convert.check_view(request.view)
         if bool(request.questions) == request.HasField("question_embeddings"):
             raise InvalidRequestError("give exactly one of questions and question_embeddings", "questions")
         if request.questions:
-            outcomes, truncated, front = await self._search_texts(request, k, deadline_s)
+            outcomes, truncated, front = await self._search_texts(request, backend, k, deadline_s)
         else:
             tensor = request.question_embeddings
             convert.check_count(tensor.rows, app.settings.max_items, "question_embeddings.rows", "embeddings")
-            vectors = convert.checked_vectors(tensor, index.vectors.dim, index.vectors.max_norm)
-            outcomes = await self._dispatcher.search(app.engine, vectors, deadline_s, k)
+            vectors = convert.checked_vectors(tensor, corpus.manifest.dim, corpus.manifest.max_norm)
+            outcomes = await self._dispatcher.search(backend.engine, vectors, deadline_s, k)
             truncated, front = [], StageMs()
         started_s = time.monotonic()
         rows = np.concatenate([outcome.rows for outcome in outcomes if outcome.rows is not None])
         advice = f"{len(outcomes)} questions x k {k}: ask for fewer of either, or for less of each passage (view)"
-        convert.check_reply_bytes(convert.passages_bytes(index.passages, rows, request.view), app.settings, advice)
-        results = await _off_loop(len(rows), convert.hit_lists, outcomes, index.passages, request.view)
+        convert.check_reply_bytes(convert.passages_bytes(corpus.passages, rows, request.view), app.settings, advice)
+        results = await _off_loop(len(rows), convert.hit_lists, outcomes, corpus.passages, request.view)
         front = StageMs(front.tokenize_ms, (time.monotonic() - started_s) * 1e3)
-        return pb.SearchResponse(results=results, served=self._served(outcomes, front, index), truncated=truncated)
+        return pb.SearchResponse(
+            results=results, served=self._served(backend, outcomes, front, corpus), truncated=truncated
+        )
 
     async def encode(self, request: pb.EncodeRequest, deadline_s: float) -> pb.EncodeResponse:
         """Embeds questions with one tower and passages with the other."""
-        app, limits = self._app, self._app.settings
+        app, limits, backend = self._app, self._app.settings, self._backend()
         app.check_bundle(request.expected_bundle)
         convert.check_dtype(request.dtype)
         count = len(request.questions) + len(request.passages)
@@ -78,38 +81,36 @@ class Answers:
         pairs = convert.checked_passages(request.passages, limits)
         texts, front = await self._tokenize(questions, pairs)
         question_texts, passage_texts = texts[: len(questions)], texts[len(questions) :]
-        truncated = convert.check_lengths(
-            question_texts, request.on_too_long, app.towers["questions"].manifest.max_tokens, "questions"
-        )
-        truncated_passages = convert.check_lengths(
-            passage_texts, request.on_too_long, app.towers["passages"].manifest.max_tokens, "passages"
-        )
-        outcomes = await self._embed_both(question_texts, passage_texts, deadline_s)
+        on_too_long = request.on_too_long
+        truncated = convert.check_lengths(question_texts, on_too_long, app.questions.max_tokens, "questions")
+        truncated_passages = convert.check_lengths(passage_texts, on_too_long, app.passages.max_tokens, "passages")
+        outcomes = await self._embed_both(backend, question_texts, passage_texts, deadline_s)
         embeddings = np.stack([outcome.embedding for outcome in outcomes if outcome.embedding is not None])
         return pb.EncodeResponse(
             embeddings=convert.tensor_message(embeddings, request.dtype),
             token_counts=[len(text.ids) for text in texts],
             truncated=truncated + [len(questions) + number for number in truncated_passages],
-            served=self._served(outcomes, front),
+            served=self._served(backend, outcomes, front),
         )
 
     async def get_passages(self, request: pb.GetPassagesRequest) -> pb.GetPassagesResponse:
         """Looks passages up by id."""
         started_s = time.monotonic()
-        index = self._app.corpus(request.corpus)
+        backend = self._backend()
+        corpus = backend.named_corpus(request.corpus)
         convert.check_view(request.view)
         convert.check_count(len(request.ids), self._app.settings.max_ids, "ids", "ids")
-        rows = await _off_loop(len(request.ids), lambda: [index.passages.find(wanted) for wanted in request.ids])
+        rows = await _off_loop(len(request.ids), lambda: [corpus.passages.find(wanted) for wanted in request.ids])
         found = np.array([row for row in rows if row is not None], dtype=np.int64)
         missing = [wanted for wanted, row in zip(request.ids, rows, strict=True) if row is None]
-        size = convert.passages_bytes(index.passages, found, request.view) + convert.strings_bytes(missing)
+        size = convert.passages_bytes(corpus.passages, found, request.view) + convert.strings_bytes(missing)
         convert.check_reply_bytes(size, self._app.settings, "Ask for fewer ids in one call")
-        messages = await _off_loop(len(found), convert.passage_messages, index.passages, found, request.view)
+        messages = await _off_loop(len(found), convert.passage_messages, corpus.passages, found, request.view)
         front = StageMs(fetch_ms=(time.monotonic() - started_s) * 1e3)
         return pb.GetPassagesResponse(
             passages=messages,
             missing_ids=missing,
-            served=self._served([], front, index),
+            served=self._served(backend, [], front, corpus),
         )
 
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
@@ -120,26 +121,26 @@ class Answers:
         questions = convert.checked_questions(request.questions, limits)
         pairs = convert.checked_passages(request.passages, limits)
         texts, front = await self._tokenize(questions, pairs)
-        towers = self._app.towers
-        tokenizers = [towers["questions"].tokenizer] * len(questions) + [towers["passages"].tokenizer] * len(pairs)
+        tokenizers = [self._app.questions] * len(questions) + [self._app.passages] * len(pairs)
         results = [
             pb.TokenList(ids=text.ids.tolist(), tokens=tokenizer.tokens(text.ids), truncated=text.truncated)
             for tokenizer, text in zip(tokenizers, texts, strict=True)
         ]
-        reply = pb.TokenizeResponse(results=results, served=self._served([], front))
+        reply = pb.TokenizeResponse(results=results, served=self._served(self._backend(), [], front))
         convert.check_reply_bytes(reply.ByteSize(), limits, "Send fewer or shorter texts in one call")
         return reply
 
     def server_info(self) -> pb.GetServerInfoResponse:
         """Says what answers here."""
-        app, limits = self._app, self._app.settings
+        app, limits, backend = self._app, self._app.settings, self._backend()
+        corpus = backend.corpus
         question, context = app.bundle.tower("question_encoder"), app.bundle.tower("context_encoder")
         return pb.GetServerInfoResponse(
             api_version="v1",
             server_version=narrows.__version__,
             dim=app.bundle.manifest.dim,
             similarity=app.bundle.manifest.similarity,
-            served=self._served([], StageMs(), app.index),
+            served=self._served(backend, [], StageMs(), corpus),
             limits=pb.Limits(
                 max_items=limits.max_items,
                 max_k=limits.max_k,
@@ -152,12 +153,12 @@ class Answers:
             ),
             license=question.source.license,
             language=question.source.language,
-            features=[*(SEARCH_FEATURES if app.index else ()), *ENCODE_FEATURES],
-            corpora=[app.index.manifest.name] if app.index else [],
+            features=[*(SEARCH_FEATURES if corpus else ()), *ENCODE_FEATURES],
+            corpora=[corpus.manifest.name] if corpus else [],
             question_encoder=_tower_message(question),
             context_encoder=_tower_message(context),
-            passage_count=app.index.manifest.count if app.index else 0,
-            device=app.device,
+            passage_count=corpus.manifest.count if corpus else 0,
+            device=backend.served.device,
         )
 
     async def _tokenize(
@@ -169,22 +170,25 @@ class Answers:
         return texts, StageMs(tokenize_ms=(time.monotonic() - started_s) * 1e3)
 
     async def _search_texts(
-        self, request: pb.SearchRequest, k: int, deadline_s: float
+        self, request: pb.SearchRequest, backend: Backend, k: int, deadline_s: float
     ) -> tuple[list[Outcome], list[int], StageMs]:
         """The outcomes of a request's questions, the positions of those that were cut, and the time it took here."""
         app = self._app
         convert.check_count(len(request.questions), app.settings.max_items, "questions", "questions")
         texts, front = await self._tokenize(convert.checked_questions(request.questions, app.settings), [])
-        max_tokens = app.towers["questions"].manifest.max_tokens
-        truncated = convert.check_lengths(texts, request.on_too_long, max_tokens, "questions")
+        truncated = convert.check_lengths(texts, request.on_too_long, app.questions.max_tokens, "questions")
         ids = [text.ids for text in texts]
-        return await self._dispatcher.embed(app.engine, "questions", ids, deadline_s, k), truncated, front
+        return await self._dispatcher.embed(backend.engine, "questions", ids, deadline_s, k), truncated, front
 
     async def _embed_both(
-        self, questions: Sequence[TokenizedText], passages: Sequence[TokenizedText], deadline_s: float
+        self,
+        backend: Backend,
+        questions: Sequence[TokenizedText],
+        passages: Sequence[TokenizedText],
+        deadline_s: float,
     ) -> list[Outcome]:
         """Embeds both lanes at once; the questions' outcomes come first."""
-        engine, embed = self._app.engine, self._dispatcher.embed
+        engine, embed = backend.engine, self._dispatcher.embed
         lanes: dict[Lane, Sequence[TokenizedText]] = {"questions": questions, "passages": passages}
         if not (questions and passages):  # the usual call has one lane, and needs no tasks
             lane: Lane = "questions" if questions else "passages"
@@ -199,13 +203,15 @@ class Answers:
             raise failures.exceptions[0] from None
         return [outcome for task in tasks for outcome in task.result()]
 
-    def _served(self, outcomes: Sequence[Outcome], front: StageMs, index: OpenIndex | None = None) -> pb.Served:
+    def _served(
+        self, backend: Backend, outcomes: Sequence[Outcome], front: StageMs, corpus: Corpus | None = None
+    ) -> pb.Served:
         return pb.Served(
             bundle=self._app.bundle.manifest.name,
-            variant=self._app.variant,
-            passage_variant=self._app.passage_variant,
-            index=index.manifest.name if index else "",
-            generation=index.generation if index else "",
+            variant=backend.served.variant,
+            passage_variant=backend.served.passage_variant,
+            index=corpus.manifest.name if corpus else "",
+            generation=corpus.generation if corpus else "",
             timings=convert.timings_message(outcomes, front),
         )
 

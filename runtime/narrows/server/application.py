@@ -1,60 +1,58 @@
-"""Everything a server answers with, loaded and warmed up: towers, index, engine."""
+"""Everything the front answers with: the bundle's tokenizers, the index's passages, and an engine to submit to."""
 
-import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
-
-from narrows import bundle as bundles
-from narrows import costs
 from narrows.bundle import Bundle
-from narrows.engine import EncodeStage, Engine, SearchStage
 from narrows.errors import MismatchError, NotFoundError
-from narrows.fastest import load_fastest
-from narrows.index import Index
-from narrows.index.store import OpenIndex, open_index
-from narrows.scheduler import LaneSettings
+from narrows.index.corpus import Corpus
 from narrows.settings import ServerSettings
-from narrows.towers import Tower, available_cores
-from narrows.work import Lane, Outcome
+from narrows.tokenizer import TowerTokenizer, load_tokenizer
+from narrows.work import Served, Work
 
-log = logging.getLogger(__name__)
 
-SEARCH_WARMUP_BATCH = 32
-SEARCH_WARMUP_K = 100
-SEARCH_WARMUP_BUDGET_MS = 300.0
+class EngineHandle(Protocol):
+    """The seam as the front sees it: an engine in this process, or the way to one in another process."""
+
+    def submit(self, works: Sequence[Work]) -> None:
+        """Queues the works of one call, all or none; each ends in an outcome that is delivered later."""
+        ...
+
+    def cancel(self, request_ids: Sequence[int]) -> None:
+        """Drops works that nobody waits for."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Application:
-    """The loaded parts. Closing `engine` ends its threads."""
+class Backend:
+    """An engine, what it computes with, and the passages that the rows it finds stand for."""
 
-    settings: ServerSettings
-    bundle: Bundle
-    variant: str  # of the question encoder
-    passage_variant: str
-    towers: dict[Lane, Tower]
-    index: OpenIndex | None
-    engine: Engine
+    engine: EngineHandle
+    served: Served
+    corpus: Corpus | None
 
-    @property
-    def device(self) -> str:
-        """What the towers run on."""
-        return "cpu"
-
-    def corpus(self, name: str) -> OpenIndex:
+    def named_corpus(self, name: str) -> Corpus:
         """The index of that name; empty means the only one.
 
         Raises:
             NotFoundError: there is none.
         """
-        if self.index is None:
+        if self.corpus is None:
             raise NotFoundError("this server has no index: it was started without --index")
-        if name not in ("", self.index.manifest.name):
-            raise NotFoundError(f"corpus {name!r} is not served here; there is {self.index.manifest.name!r}")
-        return self.index
+        if name not in ("", self.corpus.manifest.name):
+            raise NotFoundError(f"corpus {name!r} is not served here; there is {self.corpus.manifest.name!r}")
+        return self.corpus
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What stays the same while a front runs."""
+
+    settings: ServerSettings
+    bundle: Bundle
+    questions: TowerTokenizer
+    passages: TowerTokenizer
 
     def check_bundle(self, expected: str) -> None:
         """Checks a request's expected_bundle.
@@ -70,57 +68,13 @@ class Application:
             )
 
 
-def load(settings: ServerSettings, deliver: Callable[[Sequence[Outcome]], None]) -> Application:
-    """Loads and warms up everything; the engine hands its outcomes to `deliver`.
+def load_application(settings: ServerSettings, bundle: Bundle) -> Application:
+    """Loads the tokenizers; towers that share a directory share one.
 
     Raises:
-        BundleError, IndexFileError, MismatchError: the files are not what they should be.
+        BundleError: a file is unreadable.
     """
-    started_s = time.monotonic()
-    cores = available_cores()
-    encode_threads = settings.encode_threads or cores
-    search_threads = settings.search_threads or cores
-    bundle = bundles.open_bundle(settings.bundle, settings.verify)
-    index = open_index(settings.index, bundle, search_threads, settings.verify) if settings.index else None
-    index_variant = index.manifest.variant if index else None
-    choice, loaded = load_fastest(bundle, index_variant, settings.variant, encode_threads)
-    if choice.warning:
-        log.warning("%s", choice.warning)
-    towers: dict[Lane, Tower] = {"questions": loaded["question_encoder"], "passages": loaded["context_encoder"]}
-    log.info(
-        "bundle %s (questions by %s, passages by %s) and index loaded after %.1f s",
-        bundle.path, choice.question, choice.passage, time.monotonic() - started_s,
-    )  # fmt: skip
-
-    distinct = {id(tower): tower for tower in towers.values()}  # one model may be both towers
-    budget_ms = settings.warmup_budget_ms / len(distinct)
-    measured = {key: tower.measure_costs(budget_ms) for key, tower in distinct.items()}
-    encode = EncodeStage(
-        towers={lane: tower.encoder.encode for lane, tower in towers.items()},
-        costs={lane: measured[id(tower)] for lane, tower in towers.items()},
-    )
-    for lane, table in encode.costs.items():
-        caps = ", ".join(
-            f"{bucket.tokens} tokens: {bucket.cap} ({bucket.ms[0]:.1f} ms alone)" for bucket in table.buckets
-        )
-        log.info("batch caps for %s: %s", lane, caps)
-    # A search of its own thread lets the encoder go on; on one core it would only take turns with it.
-    search = _search_stage(index.vectors, own_thread=index.vectors.affinity == "own" and cores > 1) if index else None
-    lanes = [
-        LaneSettings("questions", settings.max_queued_questions),
-        LaneSettings("passages", settings.max_queued_passages, settings.passages_min_share),
-    ]
-    engine = Engine(encode, search, lanes, deliver)
-    log.info("ready after %.1f s on %d cores", time.monotonic() - started_s, cores)
-    return Application(settings, bundle, choice.question, choice.passage, towers, index, engine)
-
-
-def _search_stage(index: Index, *, own_thread: bool) -> SearchStage:
-    """Warms the index up with one of its own kind of vectors and times its batches."""
-    queries = np.random.default_rng(0).standard_normal((SEARCH_WARMUP_BATCH, index.dim)).astype(np.float32)
-
-    def run(batch_size: int, _tokens: int) -> None:
-        index.search(queries[:batch_size], SEARCH_WARMUP_K)
-
-    table = costs.measure(run, [1], SEARCH_WARMUP_BATCH, SEARCH_WARMUP_BUDGET_MS, time.monotonic)
-    return SearchStage(index.search, table, own_thread)
+    questions = passages = load_tokenizer(bundle, "question_encoder")
+    if bundle.tower("context_encoder").directory != bundle.tower("question_encoder").directory:
+        passages = load_tokenizer(bundle, "context_encoder")
+    return Application(settings, bundle, questions, passages)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from narrows.engine import Engine
 from narrows.errors import DeadlineExceededError, NarrowsError, OverloadedError, ServerError, UnavailableError
+from narrows.server.application import EngineHandle
+from narrows.tokenizer import TokenIds
 from narrows.work import Lane, Outcome, Work
 
 
@@ -35,7 +36,12 @@ class Dispatcher:
         self._loop.call_soon_threadsafe(self._resolve, outcomes)
 
     async def embed(
-        self, engine: Engine, lane: Lane, token_ids: Sequence[npt.NDArray[np.int64]], deadline_s: float, k: int = 0
+        self,
+        engine: EngineHandle,
+        lane: Lane,
+        token_ids: Sequence[TokenIds],
+        deadline_s: float,
+        k: int = 0,
     ) -> list[Outcome]:
         """Embeds texts, and searches when k is above 0. All or nothing.
 
@@ -47,12 +53,12 @@ class Dispatcher:
         )
 
     async def search(
-        self, engine: Engine, vectors: npt.NDArray[np.float32], deadline_s: float, k: int
+        self, engine: EngineHandle, vectors: npt.NDArray[np.float32], deadline_s: float, k: int
     ) -> list[Outcome]:
         """Searches with ready vectors, float32 (vectors, dim). All or nothing; raises as `embed` does."""
         return await self._run(engine, [Work(next(self._ids), "questions", deadline_s, vector=v, k=k) for v in vectors])
 
-    async def _run(self, engine: Engine, works: list[Work]) -> list[Outcome]:
+    async def _run(self, engine: EngineHandle, works: list[Work]) -> list[Outcome]:
         call = _Call(self._loop.create_future(), len(works))
         self._calls.update((work.request_id, call) for work in works)
         try:

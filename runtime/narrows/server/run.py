@@ -13,14 +13,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from narrows import bundle as bundles
 from narrows.errors import SettingsError
+from narrows.index.opened import open_index
+from narrows.loading import start_engine
 from narrows.messages import max_request_bytes
-from narrows.server import application
 from narrows.server.answers import Answers
-from narrows.server.application import Application
+from narrows.server.application import Application, Backend, load_application
 from narrows.server.dispatch import Dispatcher
 from narrows.server.retrieval import RetrievalServicer
 from narrows.settings import ServerSettings
+from narrows.towers import available_cores
 from narrows.v1 import retrieval_pb2, retrieval_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -48,24 +51,29 @@ def serve(settings: ServerSettings, ready: Callable[[str], None]) -> None:
     with asyncio.Runner() as runner:
         # Loaded before the loop runs, so that a signal ends the process at once while there is nothing to drain.
         dispatcher = Dispatcher(runner.get_loop())
-        app = application.load(settings, dispatcher.deliver)
+        bundle = bundles.open_bundle(settings.bundle, settings.verify)
+        threads = settings.search_threads or available_cores()
+        index = open_index(settings.index, bundle, threads, settings.verify) if settings.index else None
+        app = load_application(settings, bundle)
+        engine, served = start_engine(settings, bundle, index, dispatcher.deliver)
+        backend = Backend(engine, served, index.corpus if index else None)
         gc.collect()
         gc.freeze()  # what has been loaded stays, and need not be looked at again
         gc.set_threshold(GARBAGE_THRESHOLD)
         try:
-            runner.run(_serve(app, dispatcher, ready))
+            runner.run(_serve(app, backend, dispatcher, ready))
         finally:
-            app.engine.close()
+            engine.close()
     log.info("stopped")
 
 
-async def _serve(app: Application, dispatcher: Dispatcher, ready: Callable[[str], None]) -> None:
+async def _serve(app: Application, backend: Backend, dispatcher: Dispatcher, ready: Callable[[str], None]) -> None:
     settings = app.settings
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = grpc.aio.server(options=_options(settings, app.bundle.manifest.dim))
-    retrieval = RetrievalServicer(Answers(app, dispatcher), settings)
+    retrieval = RetrievalServicer(Answers(app, lambda: backend, dispatcher), settings)
     retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(retrieval, server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

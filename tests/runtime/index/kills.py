@@ -27,7 +27,8 @@ from narrows.bundle import Bundle, open_bundle
 from narrows.errors import IndexFileError
 from narrows.index import chunks
 from narrows.index.build import BuildRequest, Progress, build_index
-from narrows.index.store import current_generation, open_index
+from narrows.index.opened import open_index
+from narrows.index.store import current_generation
 
 POINTS = ("fsync", "rename", "unlink", "rmdir", "mkdir")
 

@@ -24,7 +24,8 @@ from narrows.errors import BundleError, IndexFileError, MismatchError, NarrowsEr
 from narrows.index import build as builds
 from narrows.index import store
 from narrows.index.build import BuildReport, BuildRequest, Progress, build_index
-from narrows.index.store import open_index, read_manifest
+from narrows.index.opened import open_index
+from narrows.index.store import read_manifest
 from narrows.passages import FILES, Passage
 from narrows.towers import load_towers
 from narrows_export import corpus

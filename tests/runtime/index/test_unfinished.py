@@ -21,7 +21,8 @@ from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, PassageFileError
 from narrows.index import chunks, unfinished
 from narrows.index.build import BuildReport, BuildRequest, Progress, build_index
-from narrows.index.store import open_index, read_manifest
+from narrows.index.opened import open_index
+from narrows.index.store import read_manifest
 from narrows_tools.cli.main import main
 
 KILLS = Path(__file__).parent / "kills.py"

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from narrows import integrity
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError
-from narrows.index import store
+from narrows.index import opened, store
 from narrows.index.build import BuildRequest, Progress, build_index
 from narrows.index.flat import header
 from narrows.index.store import GENERATION_FILES
@@ -148,18 +149,18 @@ def test_an_index_filled_by_int8(tmp_path: Path, variants_bundle: Bundle) -> Non
     assert len(verify(out, variants_bundle, sample=COUNT).failures) > COUNT * 0.9
 
 
-@pytest.mark.parametrize("called", ["damages", "open_generation"])
+@pytest.mark.parametrize(("module", "called"), [(store, "damages"), (opened, "open_generation")])
 def test_an_index_that_is_replaced_meanwhile_is_not_called_damaged(
-    copy: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, called: str
+    copy: Path, small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, module: ModuleType, called: str
 ) -> None:
-    real = getattr(store, called)
+    real = getattr(module, called)
 
     def late(*arguments: Any) -> Any:
         (copy / "g000001").rename(copy / "g000002")
         (copy / "CURRENT").write_text((copy / "CURRENT").read_text().replace("g000001", "g000002"))
         return real(*arguments)
 
-    monkeypatch.setattr(store, called, late)
+    monkeypatch.setattr(module, called, late)
     with pytest.raises(IndexFileError, match="was replaced by a build while it was checked"):
         verify(copy, small_bundle)
 

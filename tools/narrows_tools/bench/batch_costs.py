@@ -12,7 +12,7 @@ from narrows import costs, durable, manifests, variants
 from narrows.bundle import open_bundle
 from narrows.costs import Bucket, CostTable
 from narrows.errors import BenchmarkError
-from narrows.index.store import open_index
+from narrows.index.opened import open_index
 from narrows.towers import Tower, load_towers
 from narrows_tools.bench.simulation import Server, Stage, noisy
 

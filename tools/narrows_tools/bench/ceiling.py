@@ -10,7 +10,7 @@ import numpy as np
 
 from narrows.bundle import Role, open_bundle
 from narrows.encoder import Encoder, load_encoder
-from narrows.tokenizer import TokenIds, TowerTokenizer
+from narrows.tokenizer import TokenIds, TowerTokenizer, load_tokenizer
 from narrows.towers import available_cores
 from narrows_tools.bench.pinned import Cores
 from narrows_tools.bench.targets import Text
@@ -81,9 +81,7 @@ def in_process(what: InProcess, cores: Cores) -> InProcessTowers:
 
 def _serve(connection: Connection, what: InProcess) -> None:
     bundle = open_bundle(what.bundle)
-    manifest = bundle.tower(ROLE)
-    file = bundle.file(manifest, manifest.tokenizer_file)
-    tokenizer = TowerTokenizer.load(file, manifest.tokenizer, manifest.max_tokens)
+    tokenizer = load_tokenizer(bundle, ROLE)
     cores = available_cores()
     counts = {1 << doublings for doublings in range(cores.bit_length())} | {cores}
     encoders = {

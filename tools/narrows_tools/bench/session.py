@@ -10,7 +10,7 @@ from narrows.bundle import open_bundle
 from narrows.client import Client
 from narrows.errors import BenchmarkError
 from narrows.messages import ServerInfo
-from narrows.tokenizer import TowerTokenizer
+from narrows.tokenizer import load_tokenizer
 from narrows_tools.bench.ceiling import (
     BATCH_SIZES,
     ROLE,
@@ -78,9 +78,7 @@ def traffic_of(bundle: Path, seed: int) -> Traffic:
         BundleError: it cannot be opened, or its vocabulary has too few words.
     """
     opened = open_bundle(bundle)
-    tower = opened.tower(ROLE)
-    tokenizer = TowerTokenizer.load(opened.file(tower, tower.tokenizer_file), tower.tokenizer, tower.max_tokens)
-    return Traffic(single_token_words(tokenizer), tower.max_tokens, seed)
+    return Traffic(single_token_words(load_tokenizer(opened, ROLE)), opened.tower(ROLE).max_tokens, seed)
 
 
 @contextmanager

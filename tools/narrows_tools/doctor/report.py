@@ -127,7 +127,8 @@ def open_artifacts(bundle_path: Path | None, index_path: Path | None) -> list[Ar
     """Opens a bundle and an index, together as a server would, and keeps what stops it. Every hash is checked."""
     try:
         from narrows.bundle import REFERENCE_VARIANT, open_bundle
-        from narrows.index.store import damages, open_index, read_manifest, read_sealed_manifest
+        from narrows.index.opened import open_index
+        from narrows.index.store import damages, read_manifest, read_sealed_manifest
     except ModuleNotFoundError as error:
         kinds: dict[Literal["bundle", "index"], Path | None] = {"bundle": bundle_path, "index": index_path}
         return [

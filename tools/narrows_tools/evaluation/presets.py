@@ -20,7 +20,8 @@ from narrows.bundle import Bundle, Role, TextPreset
 from narrows.encoder import Embeddings
 from narrows.errors import EvaluationError, PassageFileError
 from narrows.index import flat
-from narrows.index.store import VECTORS, open_index
+from narrows.index.opened import open_index
+from narrows.index.store import VECTORS
 from narrows.offline import embed, embed_chunks
 from narrows.passages import Passages, PassageWriter
 from narrows.tokenizer import TokenizedText, TowerTokenizer

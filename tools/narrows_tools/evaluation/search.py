@@ -113,7 +113,7 @@ class LocalSearcher:
         """
         from narrows import variants
         from narrows.bundle import open_bundle
-        from narrows.index.store import open_index
+        from narrows.index.opened import open_index
         from narrows.towers import load_towers
 
         bundle = open_bundle(bundle_path)

@@ -1,0 +1,35 @@
+"""An index without its vectors: what turns the rows that a search found into passages."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from narrows.bundle import Bundle
+from narrows.errors import IndexFileError
+from narrows.index.store import IndexManifest, check_towers, read_manifest
+from narrows.passages import Passages
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Manifest and passages of one generation."""
+
+    manifest: IndexManifest
+    generation: str
+    passages: Passages
+
+
+def open_corpus(path: Path, bundle: Bundle, generation: str) -> Corpus:
+    """Opens the passages of a generation that an engine has opened, and so checked, a moment ago.
+
+    Raises:
+        IndexFileError: it is not the current one any more, or cannot be read.
+        MismatchError: another tower filled the index.
+    """
+    current, manifest = read_manifest(path)
+    check_towers(path, manifest, bundle)
+    try:
+        if current != generation:
+            raise FileNotFoundError(f"{current} has replaced it")
+        return Corpus(manifest, generation, Passages(path / generation))
+    except OSError as error:
+        raise IndexFileError(f"generation {generation} of {path} cannot be opened: {error}") from None

@@ -1,0 +1,68 @@
+"""An index opened for searching: the files of its current generation, checked, with vectors and passages mapped."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from narrows.bundle import Bundle
+from narrows.errors import IndexFileError
+from narrows.index.corpus import Corpus
+from narrows.index.flat import FlatIndex
+from narrows.index.store import (
+    VECTORS,
+    IndexManifest,
+    check_towers,
+    current_generation,
+    damages,
+    read_sealed_manifest,
+)
+from narrows.integrity import Verify
+from narrows.passages import Passages
+
+
+@dataclass(frozen=True, slots=True)
+class OpenIndex:
+    """An opened generation."""
+
+    manifest: IndexManifest
+    generation: str
+    vectors: FlatIndex
+    passages: Passages
+
+    @property
+    def corpus(self) -> Corpus:
+        """What a front needs of it."""
+        return Corpus(self.manifest, self.generation, self.passages)
+
+
+def open_index(path: Path, bundle: Bundle, threads: int, verify: Verify = "full") -> OpenIndex:
+    """Opens the current generation and checks that its files are unchanged and the bundle's context encoder filled it.
+
+    When a build replaces the generation meanwhile, the new one is opened.
+
+    Raises:
+        IndexFileError: anything missing, changed or unreadable.
+        MismatchError: another tower filled the index.
+    """
+    while True:
+        generation, manifest, manifest_sha256 = read_sealed_manifest(path)
+        check_towers(path, manifest, bundle)
+        try:
+            for message in damages(path, generation, manifest, manifest_sha256, verify):
+                raise IndexFileError(f"{message}; build the index again")
+            return open_generation(path / generation, generation, manifest, threads)
+        except (IndexFileError, FileNotFoundError):
+            if current_generation(path) == generation:
+                raise
+
+
+def open_generation(directory: Path, generation: str, manifest: IndexManifest, threads: int) -> OpenIndex:
+    """Opens a generation whose files were found unchanged.
+
+    Raises:
+        IndexFileError: the vectors cannot be read, or contradict the manifest.
+    """
+    passages = Passages(directory)
+    vectors = FlatIndex(directory / VECTORS, passages.id_rank, manifest.max_norm, threads)
+    if vectors.dim != manifest.dim or vectors.count != manifest.count:
+        raise IndexFileError(f"{directory / VECTORS} does not hold {manifest.count} x {manifest.dim}: build it again")
+    return OpenIndex(manifest, generation, vectors, passages)

@@ -1,0 +1,78 @@
+"""Files -> a running engine: variants chosen, towers and index loaded, checked, warmed up and timed."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from narrows import costs
+from narrows.bundle import Bundle
+from narrows.engine import EncodeStage, Engine, SearchStage
+from narrows.fastest import load_fastest
+from narrows.index import Index
+from narrows.index.opened import OpenIndex
+from narrows.scheduler import LaneSettings
+from narrows.settings import ServerSettings
+from narrows.towers import Tower, available_cores
+from narrows.work import Lane, Outcome, Served
+
+log = logging.getLogger(__name__)
+
+SEARCH_WARMUP_BATCH = 32
+SEARCH_WARMUP_K = 100
+SEARCH_WARMUP_BUDGET_MS = 300.0
+
+
+def start_engine(
+    settings: ServerSettings, bundle: Bundle, index: OpenIndex | None, deliver: Callable[[Sequence[Outcome]], None]
+) -> tuple[Engine, Served]:
+    """Loads and warms up what `bundle` and `index` hold; the engine hands its outcomes to `deliver`.
+
+    Raises:
+        BundleError: a tower cannot be loaded, or is off its golden embeddings on this machine.
+    """
+    started_s = time.monotonic()
+    cores = available_cores()
+    index_variant = index.manifest.variant if index else None
+    choice, loaded = load_fastest(bundle, index_variant, settings.variant, settings.encode_threads or cores)
+    if choice.warning:
+        log.warning("%s", choice.warning)
+    towers: dict[Lane, Tower] = {"questions": loaded["question_encoder"], "passages": loaded["context_encoder"]}
+    log.info(
+        "bundle %s (questions by %s, passages by %s) loaded after %.1f s",
+        bundle.path, choice.question, choice.passage, time.monotonic() - started_s,
+    )  # fmt: skip
+
+    distinct = {id(tower): tower for tower in towers.values()}  # one model may be both towers
+    budget_ms = settings.warmup_budget_ms / len(distinct)
+    measured = {key: tower.measure_costs(budget_ms) for key, tower in distinct.items()}
+    encode = EncodeStage(
+        towers={lane: tower.encoder.encode for lane, tower in towers.items()},
+        costs={lane: measured[id(tower)] for lane, tower in towers.items()},
+    )
+    for lane, table in encode.costs.items():
+        caps = ", ".join(
+            f"{bucket.tokens} tokens: {bucket.cap} ({bucket.ms[0]:.1f} ms alone)" for bucket in table.buckets
+        )
+        log.info("batch caps for %s: %s", lane, caps)
+    # A search of its own thread lets the encoder go on; on one core it would only take turns with it.
+    search = _search_stage(index.vectors, own_thread=index.vectors.affinity == "own" and cores > 1) if index else None
+    lanes = [
+        LaneSettings("questions", settings.max_queued_questions),
+        LaneSettings("passages", settings.max_queued_passages, settings.passages_min_share),
+    ]
+    engine = Engine(encode, search, lanes, deliver)
+    log.info("ready after %.1f s on %d cores", time.monotonic() - started_s, cores)
+    return engine, Served(choice.question, choice.passage, "cpu", index.generation if index else "")
+
+
+def _search_stage(index: Index, *, own_thread: bool) -> SearchStage:
+    """Warms the index up with one of its own kind of vectors and times its batches."""
+    queries = np.random.default_rng(0).standard_normal((SEARCH_WARMUP_BATCH, index.dim)).astype(np.float32)
+
+    def run(batch_size: int, _tokens: int) -> None:
+        index.search(queries[:batch_size], SEARCH_WARMUP_K)
+
+    table = costs.measure(run, [1], SEARCH_WARMUP_BATCH, SEARCH_WARMUP_BUDGET_MS, time.monotonic)
+    return SearchStage(index.search, table, own_thread)
