@@ -49,6 +49,14 @@ class UnavailableError(NarrowsError):
     """The server is shutting down, or cannot be reached."""
 
 
+class EngineDownError(UnavailableError):
+    """The engine's process has died and is being started again; `retry_after_ms` is when it is expected back."""
+
+    def __init__(self, message: str, retry_after_ms: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
 class ServerError(NarrowsError):
     """The server failed on this request for a reason of its own; its log says why."""
 

@@ -18,7 +18,7 @@ ENVIRONMENT_PREFIX = "NARROWS_"
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a setting means and which values it may have. `bounds` make it a number, `choices` one of some words."""
+    """What a setting means and which values it may have: a number in `bounds`, one of the words in `choices`."""
 
     meaning: str
     bounds: tuple[float, float] | None = None
@@ -46,6 +46,13 @@ class ServerSettings:
     variant: str = _setting("", "question encoder's variant; default: the fastest that passed for the index", flag=True)
     listen: str = _setting("127.0.0.1:50051", "HOST:PORT; port 0 picks a free one", flag=True)
     device: str = _setting("auto", "where the towers run; both are the CPU so far", choices=("auto", "cpu"), flag=True)
+    frontends: int | Literal["auto"] = _setting(
+        "auto",
+        "processes for gRPC and tokenizing before one for the engine; 0: all in one process; auto: one for 8 cores",
+        (0, 64),
+        choices=("auto",),
+        flag=True,
+    )
     encode_threads: int = _setting(0, "threads of the encoder; 0 is all cores it may use", (0, 1024), flag=True)
     search_threads: int = _setting(0, "threads of the index; 0 is all cores it may use", (0, 1024), flag=True)
     max_items: int = _setting(64, "texts or embeddings in one call", (1, 100_000))
@@ -89,9 +96,8 @@ def variable(name: str) -> str:
 def allowed(name: str) -> str:
     """The values that a setting may have, for people: `1 to 1000`, `auto or cpu`, or nothing where any will do."""
     about = ABOUT[name]
-    if about.bounds is not None:
-        return f"{about.bounds[0]} to {about.bounds[1]}"
-    return " or ".join(about.choices)
+    numbers = (f"{about.bounds[0]} to {about.bounds[1]}",) if about.bounds is not None else ()
+    return " or ".join((*about.choices, *numbers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +180,10 @@ def _checked(name: str, value: Any, origin: str) -> Any:  # noqa: ANN401  (any T
         if not isinstance(value, str) or value not in (about.choices or (value,)):
             raise SettingsError(f"{origin} must be {' or '.join(about.choices) or 'text'}, not {value!r}")
         return value
-    kind = type(DEFAULTS[name])
+    if value in about.choices:
+        return value
+    kind = float if isinstance(DEFAULTS[name], float) else int
+    or_words = "".join(f"{word} or " for word in about.choices)
     low, high = about.bounds
     try:
         number = kind(value)
@@ -182,9 +191,9 @@ def _checked(name: str, value: Any, origin: str) -> Any:  # noqa: ANN401  (any T
     except OverflowError:  # infinite, or an integer beyond any float
         fits = False
     except (TypeError, ValueError):
-        raise SettingsError(f"{origin} must be a number, not {value!r}") from None
+        raise SettingsError(f"{origin} must be {or_words}a number, not {value!r}") from None
     if not fits:
         raise SettingsError(
-            f"{origin} must be {'a whole number ' if kind is int else ''}from {low} to {high}, not {value!r}"
+            f"{origin} must be {or_words}{'a whole number ' if kind is int else ''}from {low} to {high}, not {value!r}"
         )
     return number

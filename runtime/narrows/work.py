@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 Lane = Literal["questions", "passages"]
-# Why a Work has no answer: refused by admission, shutting down, too late, no longer wanted, or the engine failed on it.
-Refusal = Literal["overloaded", "draining", "expired", "cancelled", "failed"]
+# Why a Work has no answer: refused by admission, shutting down, too late, no longer wanted, the engine failed on it, or
+# the engine's process died.
+Refusal = Literal["overloaded", "draining", "expired", "cancelled", "failed", "down"]
 
 
 @dataclass(frozen=True, slots=True)

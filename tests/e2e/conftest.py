@@ -10,10 +10,16 @@ from narrows import Client
 from narrows.bundle import Bundle
 
 
+@pytest.fixture(scope="session", params=["0", "2"], ids=["one-process", "two-fronts"])
+def frontends(request: pytest.FixtureRequest) -> str:
+    """How many front processes a server has."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
-def running(small_bundle: Bundle, small_index: Path) -> Iterator[ServerProcess]:
+def running(small_bundle: Bundle, small_index: Path, frontends: str) -> Iterator[ServerProcess]:
     """A server over the small bundle and the English demo passages."""
-    with server(small_bundle.path, small_index) as process:
+    with server(small_bundle.path, small_index, frontends=frontends) as process:
         yield process
         assert process.stop() == 0
 

@@ -72,10 +72,10 @@ def test_a_client_that_hangs_up_leaves_the_server_well(running: ServerProcess, c
     assert len(client.search(["rivers"], k=1)[0]) == 1
 
 
-def test_a_full_queue_is_overload_with_a_time_to_come_back(minilm_bundle: Bundle) -> None:
+def test_a_full_queue_is_overload_with_a_time_to_come_back(minilm_bundle: Bundle, frontends: str) -> None:
     # MiniLM, because the queue fills only where encoding takes longer than reading a call and cutting it into tokens
     with (
-        server(minilm_bundle.path, None, max_items="4", max_queued_questions="4") as busy,
+        server(minilm_bundle.path, None, frontends=frontends, max_items="4", max_queued_questions="4") as busy,
         Client(busy.address) as client,
     ):
         clients, results = 12, []
@@ -96,8 +96,8 @@ def test_a_full_queue_is_overload_with_a_time_to_come_back(minilm_bundle: Bundle
         assert len(client.encode_questions(["rivers"] * 4)) == 4, "what fits is still served"
 
 
-def test_an_encode_only_server_needs_no_index(small_bundle: Bundle) -> None:
-    with server(small_bundle.path, None) as running, Client(running.address) as client:
+def test_an_encode_only_server_needs_no_index(small_bundle: Bundle, frontends: str) -> None:
+    with server(small_bundle.path, None, frontends=frontends) as running, Client(running.address) as client:
         assert client.encode_questions(["rivers"]).shape == (1, 64)
         assert client.server_info().corpora == ()
         with pytest.raises(NotFoundError, match="no index"):
@@ -105,8 +105,13 @@ def test_an_encode_only_server_needs_no_index(small_bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_and_exits_0(small_bundle: Bundle, small_index: Path, number: signal.Signals) -> None:
-    with server(small_bundle.path, small_index) as running, Client(running.address, timeout_s=30.0) as client:
+def test_a_signal_drains_and_exits_0(
+    small_bundle: Bundle, small_index: Path, frontends: str, number: signal.Signals
+) -> None:
+    with (
+        server(small_bundle.path, small_index, frontends=frontends) as running,
+        Client(running.address, timeout_s=30.0) as client,
+    ):
         pairs = [("", LONG_TEXT)] * 40
         started = threading.Barrier(5)
 
@@ -126,9 +131,9 @@ def test_a_signal_drains_and_exits_0(small_bundle: Bundle, small_index: Path, nu
             client.search(["rivers"], timeout_s=5.0)
 
 
-def test_a_signal_while_loading_ends_the_process_at_once(small_bundle: Bundle) -> None:
+def test_a_signal_while_loading_ends_the_process_at_once(small_bundle: Bundle, frontends: str) -> None:
     command = [*NARROWS, "serve", "--bundle", str(small_bundle.path), "--listen", "127.0.0.1:0"]
-    variables = environment(NARROWS_WARMUP_BUDGET_MS="600000")
+    variables = environment(NARROWS_WARMUP_BUDGET_MS="600000", NARROWS_FRONTENDS=frontends)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables) as process:
         assert process.stderr is not None
         assert "loaded after" in process.stderr.readline()  # now it measures batches
@@ -136,9 +141,9 @@ def test_a_signal_while_loading_ends_the_process_at_once(small_bundle: Bundle) -
         assert process.wait(30) == -signal.SIGTERM
 
 
-def test_a_watch_of_the_health_does_not_hold_up_the_shutdown(small_bundle: Bundle) -> None:
+def test_a_watch_of_the_health_does_not_hold_up_the_shutdown(small_bundle: Bundle, frontends: str) -> None:
     with (
-        server(small_bundle.path, None, drain_ms="600000") as running,
+        server(small_bundle.path, None, frontends=frontends, drain_ms="600000") as running,
         grpc.insecure_channel(running.address) as channel,
     ):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
@@ -148,26 +153,27 @@ def test_a_watch_of_the_health_does_not_hold_up_the_shutdown(small_bundle: Bundl
 
 
 def test_an_index_beside_other_towers_is_refused_by_name(
-    tmp_path: Path, small_index: Path, small_pair: Pair, vocabulary: list[str]
+    tmp_path: Path, small_index: Path, small_pair: Pair, vocabulary: list[str], frontends: str
 ) -> None:
     other = write_dpr(tmp_path / "other", "context_encoder", vocabulary, seed=99)
     out = tmp_path / "other.bundle"
     export_bundle(
         ExportRequest(str(small_pair.question), str(other), out, "other", allow_unpaired=True), step=lambda what: None
     )
-    failed = run_narrows("serve", "--bundle", str(out), "--index", str(small_index), "--listen", "127.0.0.1:0")
+    places = ["--bundle", str(out), "--index", str(small_index), "--listen", "127.0.0.1:0"]
+    failed = run_narrows("serve", *places, "--frontends", frontends)
     assert failed.returncode == 1
     assert "another context encoder" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert MismatchError.__name__ not in failed.stderr
 
 
-def test_a_port_in_use_is_said_so(small_bundle: Bundle) -> None:
+def test_a_port_in_use_is_said_so(small_bundle: Bundle, frontends: str) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         address = f"127.0.0.1:{holder.getsockname()[1]}"
-        failed = run_narrows("serve", "--bundle", str(small_bundle.path), "--listen", address)
+        failed = run_narrows("serve", "--bundle", str(small_bundle.path), "--listen", address, "--frontends", frontends)
     assert failed.returncode == 1
     assert f"cannot listen on {address}" in failed.stderr
     assert "Traceback" not in failed.stderr

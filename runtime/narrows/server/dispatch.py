@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from narrows.errors import DeadlineExceededError, NarrowsError, OverloadedError, ServerError, UnavailableError
+from narrows.errors import (
+    DeadlineExceededError,
+    EngineDownError,
+    NarrowsError,
+    OverloadedError,
+    ServerError,
+    UnavailableError,
+)
 from narrows.server.application import EngineHandle
 from narrows.tokenizer import TokenIds
 from narrows.work import Lane, Outcome, Work
@@ -24,7 +31,7 @@ class _Call:
 
 
 class Dispatcher:
-    """Submits to one engine and wakes the calls that wait for it. Lives on one event loop."""
+    """Submits to the engine and wakes the calls that wait for it. Lives on one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -33,7 +40,7 @@ class Dispatcher:
 
     def deliver(self, outcomes: Sequence[Outcome]) -> None:
         """Takes one batch's outcomes from an engine thread: one wake-up of the event loop for all of them."""
-        self._loop.call_soon_threadsafe(self._resolve, outcomes)
+        self._loop.call_soon_threadsafe(self.resolve, outcomes)
 
     async def embed(
         self,
@@ -72,7 +79,8 @@ class Dispatcher:
                 engine.cancel(waiting)
         return [call.outcomes[work.request_id] for work in works]
 
-    def _resolve(self, outcomes: Sequence[Outcome]) -> None:
+    def resolve(self, outcomes: Sequence[Outcome]) -> None:
+        """Takes outcomes on the event loop."""
         for outcome in outcomes:
             call = self._calls.pop(outcome.request_id, None)
             if call is None:
@@ -95,5 +103,7 @@ def _error(outcome: Outcome) -> NarrowsError:
             return DeadlineExceededError(outcome.message)
         case "draining":
             return UnavailableError(outcome.message)
+        case "down":
+            return EngineDownError(outcome.message, outcome.retry_after_ms)
         case _:
             return ServerError(outcome.message or "the engine dropped the request")

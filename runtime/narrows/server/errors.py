@@ -7,6 +7,7 @@ import grpc
 
 from narrows.errors import (
     DeadlineExceededError,
+    EngineDownError,
     InvalidRequestError,
     MismatchError,
     NarrowsError,
@@ -31,6 +32,7 @@ CODES: dict[type[NarrowsError], tuple[grpc.StatusCode, str]] = {
     OverloadedError: (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
     DeadlineExceededError: (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     UnavailableError: (grpc.StatusCode.UNAVAILABLE, "DRAINING"),
+    EngineDownError: (grpc.StatusCode.UNAVAILABLE, "ENGINE_DOWN"),
     ServerError: (grpc.StatusCode.INTERNAL, "INTERNAL"),
 }
 
@@ -76,5 +78,5 @@ def failure_of(error: Exception) -> Failure:
         reason,
         str(error).encode(errors="replace")[:MAX_MESSAGE_BYTES].decode(errors="ignore"),
         error.field if isinstance(error, InvalidRequestError) else "",
-        error.retry_after_ms if isinstance(error, OverloadedError) else None,
+        error.retry_after_ms if isinstance(error, (OverloadedError, EngineDownError)) else None,
     )

@@ -1,7 +1,6 @@
 """`narrows serve`: answers over gRPC."""
 
 import argparse
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
         if about.flag:
             default = settings.DEFAULTS.get(name)
             text = about.meaning if default in (None, "") else f"{about.meaning} (default: {default})"
-            metavar = "|".join(about.choices) or ("N" if about.bounds else name.upper())
+            metavar = "|".join([*about.choices, "N"] if about.bounds else about.choices) or name.upper()
             command.add_argument(settings.flag(name), help=text, metavar=metavar)
     command.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings, such as narrows.toml")
 
@@ -44,12 +43,11 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> int:
     """Serves until stopped."""
+    from narrows.control import log_to_stderr
     from narrows.server.run import serve
 
     chosen = settings.load(given(options), os.environ, options.config)
-    logging.basicConfig(
-        level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    log_to_stderr(chosen)
     serve(chosen, lambda address: print(f"narrows: serving on {address}", flush=True))
     return 0
 

@@ -1,0 +1,139 @@
+"""The wire between the supervisor and each of its child processes: setup, sockets, readiness, the order to stop.
+
+One SOCK_SEQPACKET pair a child, so each message arrives whole, with the sockets that come along with it. A child whose
+supervisor is gone reads the end of it and exits: no orphans, whatever killed the parent.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from narrows import errors
+from narrows.errors import NarrowsError
+from narrows.settings import ServerSettings
+from narrows.work import Served
+
+MAX_MESSAGE_BYTES = 200_000
+MAX_SOCKETS = 4
+PR_SET_PDEATHSIG = 1
+
+
+class Setup(msgspec.Struct, tag="setup"):
+    """The first message to a child. `listen` is for a front: the address, with the port that is kept for it."""
+
+    settings: ServerSettings
+    listen: str = ""
+
+
+class Attach(msgspec.Struct, tag="attach"):
+    """To both ends of a new connection, which comes along as a socket.
+
+    `served` is what the engine computes with; another one would be there `restart_ms` after its death.
+    """
+
+    served: Served
+    restart_ms: int
+
+
+class Drain(msgspec.Struct, tag="drain"):
+    """To a child: finish what has begun, and exit."""
+
+
+class Ready(msgspec.Struct, tag="ready"):
+    """From the engine: loaded and warm."""
+
+    served: Served
+
+
+class Listening(msgspec.Struct, tag="listening"):
+    """From a front: calls are answered."""
+
+
+class Failed(msgspec.Struct, tag="failed"):
+    """From a child that ends because of an error that was to be expected; `kind` is the error's type."""
+
+    kind: str
+    message: str
+
+
+Message = Setup | Attach | Drain | Ready | Listening | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One end of a child's wire."""
+
+    wire: socket.socket
+
+    def send(self, message: Message, sockets: Sequence[socket.socket] = ()) -> None:
+        """Sends a message and, along with it, duplicates of sockets.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        data = msgspec.json.encode(message, enc_hook=_plain)
+        socket.send_fds(self.wire, [data], [each.fileno() for each in sockets], socket.MSG_NOSIGNAL)
+
+    def receive(self) -> tuple[Message, list[socket.socket]] | None:
+        """The next message and its sockets; None when the other end is gone."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self.wire, MAX_MESSAGE_BYTES, MAX_SOCKETS)
+        except ConnectionResetError:
+            return None
+        if not data:
+            return None
+        return msgspec.json.decode(data, type=Message, dec_hook=_typed), [socket.socket(fileno=d) for d in descriptors]
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a new wire."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def begin_child() -> tuple[Control, Setup]:
+    """What a child process does first: takes up the wire that its command line names, and reads its setup.
+
+    Signals of the terminal are the supervisor's; it tells the child what to do about them.
+    """
+    with suppress(AttributeError, OSError):  # other systems; there the wire's end has to do
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    control = Control(socket.socket(fileno=int(sys.argv[1])))
+    received = control.receive()
+    if received is None or not isinstance(received[0], Setup):
+        os._exit(1)
+    log_to_stderr(received[0].settings)
+    return control, received[0]
+
+
+def log_to_stderr(settings: ServerSettings) -> None:
+    """Sets a server process's logging up."""
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=settings.log_level.upper(), format=form, force=True)
+
+
+def raise_failure(failed: Failed) -> None:
+    """Raises what a child failed with.
+
+    Raises:
+        NarrowsError: always.
+    """
+    kind = getattr(errors, failed.kind, NarrowsError)
+    raise kind(failed.message)
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401  (whatever msgspec does not know)
+    return str(value)
+
+
+def _typed(kind: type, value: Any) -> Any:  # noqa: ANN401
+    return kind(value) if kind in (Path,) else value

@@ -1,0 +1,190 @@
+"""The engine in a process of its own: works come in and outcomes go out over a socket for each front.
+
+One thread reads all sockets and submits; the engine's own threads send the outcomes of a batch straight away. A front
+that dies takes its works along: nothing is computed for it any more. What a front does not read in time waits here; it
+is bounded by what that front has outstanding.
+"""
+
+import gc
+import logging
+import os
+import selectors
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+
+import msgspec
+
+from narrows import bundle as bundles
+from narrows import control, wire
+from narrows.control import Attach, Control, Drain, Failed, Ready
+from narrows.engine import Engine
+from narrows.errors import NarrowsError
+from narrows.index.opened import open_index
+from narrows.loading import start_engine
+from narrows.settings import ServerSettings
+from narrows.towers import available_cores
+from narrows.work import Outcome, Served
+
+log = logging.getLogger(__name__)
+
+CONNECTION_SHIFT = 40  # request ids of one front lie below; the connection's number is above
+RECEIVE_BYTES = 1 << 18
+SWITCH_INTERVAL_S = 0.0005  # the engine's threads hand the GIL to the reader 10 times sooner than by default
+GARBAGE_THRESHOLD = 50_000  # as in narrows.server.run
+
+
+class Connection:
+    """The socket of one front."""
+
+    def __init__(self, number: int, front: socket.socket) -> None:
+        front.setblocking(False)
+        self.socket = front
+        self.first_id = number << CONNECTION_SHIFT
+        self.frames = wire.Frames()
+        self.outstanding: set[int] = set()
+        self._lock = threading.Lock()
+        self._unsent = bytearray()
+
+    def send(self, data: bytes) -> bool:
+        """Sends, or keeps what the socket does not take; returns whether something is kept."""
+        with self._lock:
+            self._unsent += data
+            return self._flush()
+
+    def flush(self) -> bool:
+        """Sends more of what was kept; returns whether some is left."""
+        with self._lock:
+            return self._flush()
+
+    def _flush(self) -> bool:
+        try:
+            while self._unsent:
+                del self._unsent[: self.socket.send(self._unsent, socket.MSG_NOSIGNAL)]
+        except BlockingIOError:
+            return True
+        except OSError:  # the front is gone; the reader notices as well
+            self._unsent.clear()
+        return False
+
+
+class Fronts:
+    """All connections, by number. `deliver` is called by the engine's threads, everything else by the reader's."""
+
+    def __init__(self) -> None:
+        self._connections: dict[int, Connection] = {}
+        self._next_number = 1
+        self._selector = selectors.DefaultSelector()
+        self._lock = threading.Lock()
+        self._blocked: list[Connection] = []  # that the reader must watch for room to write
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+
+    def deliver(self, outcomes: Sequence[Outcome]) -> None:
+        """Sends each front its outcomes, in one frame."""
+        mine: dict[int, list[Outcome]] = {}
+        for outcome in outcomes:
+            mine.setdefault(outcome.request_id >> CONNECTION_SHIFT, []).append(outcome)
+        for number, some in mine.items():
+            connection = self._connections.get(number)
+            if connection is None:
+                continue  # it died
+            connection.outstanding.difference_update(outcome.request_id for outcome in some)
+            if connection.send(wire.frame(wire.answered(some, connection.first_id))):
+                with self._lock:
+                    self._blocked.append(connection)
+                os.eventfd_write(self._wake, 1)
+
+    def attach(self, front: socket.socket) -> None:
+        """Takes a new connection."""
+        number, self._next_number = self._next_number, self._next_number + 1
+        connection = self._connections[number] = Connection(number, front)
+        self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+
+    def serve(self, engine: Engine, supervisor: Control) -> None:
+        """Reads from all of them until the supervisor says that nothing more comes, or is gone."""
+        self._selector.register(supervisor.wire, selectors.EVENT_READ, supervisor)
+        while True:
+            for key, events in self._selector.select():
+                if key.data is None:
+                    self._watch_blocked()
+                elif isinstance(key.data, Control):
+                    received = key.data.receive()
+                    if received is None:
+                        os._exit(1)  # the supervisor was killed
+                    match received:
+                        case Attach(), [front]:
+                            self.attach(front)
+                        case Drain(), _:
+                            return
+                else:
+                    if events & selectors.EVENT_WRITE and not key.data.flush():
+                        self._selector.modify(key.data.socket, selectors.EVENT_READ, key.data)
+                    if events & selectors.EVENT_READ:
+                        self._read(key.data, engine)
+
+    def _watch_blocked(self) -> None:
+        os.eventfd_read(self._wake)
+        with self._lock:
+            blocked, self._blocked = self._blocked, []
+        for connection in blocked:
+            if connection.first_id >> CONNECTION_SHIFT in self._connections:
+                self._selector.modify(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, connection)
+
+    def _read(self, connection: Connection, engine: Engine) -> None:
+        try:
+            data = connection.socket.recv(RECEIVE_BYTES)
+            payloads = list(connection.frames.feed(data))
+            messages = [message for payload in payloads for message in wire.read_requests(payload)]
+        except BlockingIOError:
+            return
+        except (OSError, msgspec.MsgspecError):
+            data = b""
+        if not data:
+            self._detach(connection, engine)
+            return
+        for message in messages:
+            if isinstance(message, wire.Submit):
+                works = wire.works(message, connection.first_id)
+                connection.outstanding.update(work.request_id for work in works)
+                engine.submit(works)
+            else:
+                engine.cancel([connection.first_id + number for number in message.request_ids])
+
+    def _detach(self, connection: Connection, engine: Engine) -> None:
+        self._selector.unregister(connection.socket)
+        del self._connections[connection.first_id >> CONNECTION_SHIFT]
+        connection.socket.close()
+        engine.cancel(list(connection.outstanding))
+
+
+def start(settings: ServerSettings, fronts: Fronts) -> tuple[Engine, Served]:
+    """Loads everything, and an engine that delivers to `fronts`.
+
+    Raises:
+        BundleError, IndexFileError, MismatchError: what is to be served cannot be.
+    """
+    bundle = bundles.open_bundle(settings.bundle, settings.verify)
+    threads = settings.search_threads or available_cores()
+    index = open_index(settings.index, bundle, threads, settings.verify) if settings.index else None
+    return start_engine(settings, bundle, index, fronts.deliver)
+
+
+def main() -> int:
+    """Runs until the supervisor has it stop."""
+    supervisor, setup = control.begin_child()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    fronts = Fronts()
+    try:
+        engine, served = start(setup.settings, fronts)
+    except NarrowsError as error:
+        supervisor.send(Failed(type(error).__name__, str(error)))
+        return 1
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
+    supervisor.send(Ready(served))
+    fronts.serve(engine, supervisor)
+    engine.close()
+    return 0

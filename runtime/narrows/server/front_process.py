@@ -1,0 +1,115 @@
+"""A front in a process of its own: gRPC and tokenizers; the supervisor hands it a socket to the engine."""
+
+import asyncio
+import logging
+import os
+import socket
+
+from narrows import bundle as bundles
+from narrows import control
+from narrows.control import Attach, Control, Drain, Failed, Listening, Setup
+from narrows.errors import NarrowsError
+from narrows.index.corpus import Corpus, open_corpus
+from narrows.server.application import Application, Backend, load_application
+from narrows.server.dispatch import Dispatcher
+from narrows.server.front import Health, Listen, freeze_loaded, prepare_process, serve_front
+from narrows.server.link import EngineLink
+
+log = logging.getLogger(__name__)
+
+
+class Backends:
+    """The backend of the moment: each engine that the supervisor attaches replaces the one before it."""
+
+    def __init__(self, app: Application, dispatcher: Dispatcher, health: Health) -> None:
+        self._app = app
+        self._dispatcher = dispatcher
+        self._health = health
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._current: Backend | None = None
+
+    def current(self) -> Backend:
+        """The last engine that was attached, though it may be gone."""
+        assert self._current is not None, "an engine is attached before any call is answered"
+        return self._current
+
+    async def attach(self, attach: Attach, engine: socket.socket) -> None:
+        """Takes an engine up.
+
+        Raises:
+            IndexFileError, MismatchError: the index was replaced by one that does not belong to the bundle.
+        """
+        corpus = self._corpus(attach.served.generation)
+        link = EngineLink(self._dispatcher.resolve, attach.restart_ms, self._lost)
+        await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=engine)
+        self._current = Backend(link, attach.served, corpus)
+        await self._health.set(ready=True)
+
+    def _corpus(self, generation: str) -> Corpus | None:
+        """The passages of the engine's index; a build may have replaced them while the engine was down."""
+        index = self._app.settings.index
+        if index is None:
+            return None
+        held = self._current.corpus if self._current else None
+        if held is not None and held.generation == generation:
+            return held
+        return open_corpus(index, self._app.bundle, generation)
+
+    def _lost(self) -> None:
+        log.error("the engine is gone; calls are refused until it is back")
+        task = asyncio.ensure_future(self._health.set(ready=False))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def run(supervisor: Control, setup: Setup) -> None:
+    """Serves from the first engine on until the supervisor has it stop."""
+    match supervisor.receive():
+        case Attach() as attach, [engine]:
+            pass
+        case _:
+            return  # the supervisor stops before there was an engine
+    app = load_application(setup.settings, bundles.open_bundle(setup.settings.bundle, "stamp"))
+    loop = asyncio.get_running_loop()
+    dispatcher, health, stop = Dispatcher(loop), Health(), asyncio.Event()
+    backends = Backends(app, dispatcher, health)
+    await backends.attach(attach, engine)
+    freeze_loaded()
+    orders: asyncio.Queue[tuple[Attach, socket.socket]] = asyncio.Queue()
+
+    def receive() -> None:
+        match supervisor.receive():
+            case None:
+                os._exit(1)  # the supervisor was killed
+            case Attach() as another, [sock]:
+                orders.put_nowait((another, sock))
+            case Drain(), _:
+                stop.set()
+
+    async def take_up_engines() -> None:
+        while True:
+            await backends.attach(*await orders.get())
+
+    loop.add_reader(supervisor.wire, receive)
+    listen = Listen(setup.listen, shared=True)
+    serving = asyncio.create_task(
+        serve_front(app, backends.current, dispatcher, health, listen, stop, lambda _: supervisor.send(Listening()))
+    )
+    taking = asyncio.create_task(take_up_engines())
+    done, _ = await asyncio.wait([serving, taking], return_when=asyncio.FIRST_COMPLETED)
+    taking.cancel()
+    for task in done:
+        task.result()
+
+
+def main() -> int:
+    """Runs until the supervisor has it stop."""
+    prepare_process()
+    supervisor, setup = control.begin_child()
+    try:
+        asyncio.run(run(supervisor, setup))
+    except NarrowsError as error:
+        log.error("%s", error)
+        supervisor.send(Failed(type(error).__name__, str(error)))
+        return 1
+    return 0

@@ -1,0 +1,258 @@
+"""Keeps an engine process and N front processes running, brings them together, and stops them in order.
+
+It holds nothing that could crash: no gRPC, no model, no index. A front that dies loses its own calls and comes back; an
+engine that dies comes back in the time it takes to load, and the fronts, which keep their connections, get a new one.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from narrows import control
+from narrows.control import Attach, Control, Drain, Failed, Listening, Message, Ready, Setup
+from narrows.errors import SettingsError
+from narrows.server.signals import stop_on_signals
+from narrows.settings import ServerSettings
+from narrows.work import Served
+
+log = logging.getLogger(__name__)
+
+ENGINE, FRONT = "narrows.engine_process", "narrows.server.front_process"
+LONG_LIFE_S = 10.0  # who lived so long is started again at once; who did not waits, twice as long each time
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 5.0
+STOP_S = 5.0  # beyond the time for draining, before a child is killed
+
+
+@dataclass(eq=False, slots=True)
+class Child:
+    """A running child process."""
+
+    process: asyncio.subprocess.Process
+    control: Control
+    messages: "asyncio.Queue[Message | None]"  # None: it has closed its end
+
+    def send(self, message: Message, *sockets: socket.socket) -> None:
+        """Sends, unless it is gone; its end is noticed elsewhere."""
+        with suppress(OSError):
+            self.control.send(message, sockets)
+
+    async def ended(self, within_s: float) -> None:
+        """Waits for its end, and kills it after so long."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self.process.wait()
+        except TimeoutError:
+            log.error("process %d does not stop; it is killed", self.process.pid)
+            self.process.kill()
+            await self.process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """An engine that is ready."""
+
+    child: Child
+    served: Served
+    load_ms: int
+
+
+class Supervisor:
+    """The processes of one server. Lives on one event loop."""
+
+    def __init__(self, settings: ServerSettings, listen: str, fronts: int) -> None:
+        self._settings = settings
+        self._setup = Setup(settings, listen)
+        self._count = fronts
+        self._engine: _Engine | None = None
+        self._children: set[Child] = set()
+        self._fronts: set[Child] = set()
+        self._listening: set[Child] = set()
+        self.all_listening = asyncio.Event()
+
+    async def run(self) -> None:
+        """Keeps all processes running until cancelled.
+
+        Raises:
+            NarrowsError: one of them failed for a reason to be expected before all had begun to serve.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep(ENGINE, self._run_engine))
+            for _ in range(self._count):
+                group.create_task(self._keep(FRONT, self._run_front))
+
+    async def stop(self) -> None:
+        """Stops the fronts once they have finished what they began, then the engine."""
+        limit_s = self._settings.drain_ms / 1e3 + STOP_S
+        fronts = list(self._fronts)
+        for child in fronts:
+            child.send(Drain())
+        await asyncio.gather(*(child.ended(limit_s) for child in fronts))
+        others = [child for child in self._children if child not in fronts]
+        for child in others:
+            child.send(Drain())
+        await asyncio.gather(*(child.ended(STOP_S) for child in others))
+
+    def kill(self) -> None:
+        """Ends all processes at once."""
+        for child in self._children:
+            with suppress(ProcessLookupError):
+                child.process.kill()
+
+    async def _keep(self, module: str, run: Callable[[Child], Coroutine[Any, Any, None]]) -> None:
+        pause_s = 0.0
+        while True:
+            started_s = time.monotonic()
+            child = await self._start(module)
+            await run(child)
+            code = await child.process.wait()
+            self._children.discard(child)
+            asyncio.get_running_loop().remove_reader(child.control.wire)
+            child.control.wire.close()
+            lived_s = time.monotonic() - started_s
+            pause_s = 0.0 if lived_s > LONG_LIFE_S else min(max(2 * pause_s, FIRST_PAUSE_S), MAX_PAUSE_S)
+            log.error("%s (process %d) ended with %d; it is started again", module, child.process.pid, code)
+            await asyncio.sleep(pause_s)
+
+    async def _start(self, module: str) -> Child:
+        ours, theirs = control.pair()
+        flags = [f"-W{option}" for option in sys.warnoptions]
+        program = f"from {module} import main; raise SystemExit(main())"
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", *flags, "-c", program, str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
+            )  # fmt: skip
+        child = Child(process, Control(ours), asyncio.Queue())
+        loop = asyncio.get_running_loop()
+
+        def receive() -> None:
+            received = child.control.receive()
+            if received is None:
+                loop.remove_reader(ours)
+            child.messages.put_nowait(received[0] if received else None)
+
+        loop.add_reader(ours, receive)
+        self._children.add(child)
+        child.send(self._setup)
+        return child
+
+    async def _run_engine(self, child: Child) -> None:
+        started_s = time.monotonic()
+        match await child.messages.get():
+            case Ready(served):
+                self._engine = _Engine(child, served, round((time.monotonic() - started_s) * 1e3))
+                for front in self._fronts:
+                    self._attach(front)
+                while await child.messages.get() is not None:
+                    pass
+                self._engine = None
+            case Failed() as failed:
+                self._failed(failed)
+
+    async def _run_front(self, child: Child) -> None:
+        self._fronts.add(child)
+        self._attach(child)
+        try:
+            while (message := await child.messages.get()) is not None:
+                match message:
+                    case Listening():
+                        self._listening.add(child)
+                        if len(self._listening) == self._count:
+                            self.all_listening.set()
+                    case Failed() as failed:
+                        self._failed(failed)
+        finally:
+            self._fronts.discard(child)
+            self._listening.discard(child)
+
+    def _failed(self, failed: Failed) -> None:
+        """At the start, what fails one process ends the server; later it may be over the next time."""
+        if not self.all_listening.is_set():
+            control.raise_failure(failed)
+        log.error("%s: %s", failed.kind, failed.message)
+
+    def _attach(self, front: Child) -> None:
+        """Gives a front and the engine, if there is one, the two ends of a new connection."""
+        if self._engine is None:
+            return
+        message = Attach(self._engine.served, self._engine.load_ms)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours, theirs:
+            self._engine.child.send(message, ours)
+            front.send(message, theirs)
+
+
+def supervise(settings: ServerSettings, fronts: int, ready: Callable[[str], None]) -> None:
+    """Serves with so many front processes until a signal; see narrows.server.run."""
+    with reserved(settings.listen) as kept:
+        port = kept.getsockname()[1]
+        listen = f"{settings.listen.rpartition(':')[0]}:{port}"
+        asyncio.run(_supervise(Supervisor(settings, listen, fronts), listen, ready))
+
+
+async def _supervise(supervisor: Supervisor, listen: str, ready: Callable[[str], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):  # nothing is to be drained yet
+        loop.add_signal_handler(number, _end_at_once, supervisor, number)
+    running = asyncio.create_task(supervisor.run())
+    started = asyncio.create_task(supervisor.all_listening.wait())
+    try:
+        await asyncio.wait([running, started], return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+        stop = stop_on_signals(supervisor.kill)
+        ready(listen)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+        await supervisor.stop()
+    except* Exception as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        supervisor.kill()
+
+
+def _end_at_once(supervisor: Supervisor, number: int) -> None:
+    supervisor.kill()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def reserved(listen: str) -> socket.socket:
+    """A socket that keeps an address for the fronts, which share it: bound, never listening.
+
+    Raises:
+        SettingsError: somebody listens there, or it is none of this machine's.
+    """
+    host, _, port = listen.rpartition(":")
+    problem = SettingsError(f"cannot listen on {listen}: is the port in use, or the host name wrong?")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # Not shared at first: a second server on the same port is a mistake, not a load balancer.
+        with socket.socket(family, kind) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(address)
+            if not address[1]:
+                address = alone.getsockname()
+        kept = socket.socket(family, kind)
+    except OSError:
+        raise problem from None
+    try:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        kept.bind(address)
+    except OSError:
+        kept.close()
+        raise problem from None
+    return kept

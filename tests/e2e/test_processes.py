@@ -1,0 +1,177 @@
+"""Fronts and an engine in processes of their own: what each death costs, and that nothing is left behind."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from server_process import ServerProcess, server
+
+from narrows import Client, NarrowsError, UnavailableError
+from narrows.bundle import Bundle
+from narrows.v1 import retrieval_pb2 as pb
+from narrows.v1 import retrieval_pb2_grpc
+
+ENGINE, FRONT = "narrows.engine_process", "narrows.server.front_process"
+PATIENCE_S = 60.0
+HEALTH_S = 1.0  # within which health must say that the engine is gone
+
+
+def children(running: ServerProcess, module: str) -> list[int]:
+    """The process ids of a server's children that run `module`."""
+    main_thread = Path(f"/proc/{running.process.pid}/task/{running.process.pid}")
+    found = map(int, (main_thread / "children").read_text("ascii").split())
+    return [number for number in found if module in Path(f"/proc/{number}/cmdline").read_text("utf-8")]
+
+
+def all_children(running: ServerProcess) -> list[int]:
+    return children(running, ENGINE) + children(running, FRONT)
+
+
+def until(reached: "Iterator[bool]") -> None:
+    """Waits for a condition, given as an iterator of its values."""
+    end_s = time.monotonic() + PATIENCE_S
+    for value in reached:
+        if value:
+            return
+        assert time.monotonic() < end_s, "it does not come about"
+        time.sleep(0.02)
+
+
+def is_gone(process_id: int) -> bool:
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text("ascii").rpartition(") ")[2].startswith("Z")
+    except FileNotFoundError:
+        return True
+
+
+@dataclass
+class Load:
+    """What clients that ask all the time have seen; the failures with the seconds that each took."""
+
+    answered: int = 0
+    failures: list[tuple[NarrowsError, float]] = field(default_factory=list)
+
+
+@contextmanager
+def load(address: str, clients: int = 4) -> Iterator[Load]:
+    """Asks all the time."""
+    seen, end = Load(), threading.Event()
+
+    def ask() -> None:
+        with Client(address, timeout_s=PATIENCE_S) as client:
+            while not end.is_set():
+                started_s = time.monotonic()
+                try:
+                    client.search(["rivers"], k=1)
+                    seen.answered += 1
+                except NarrowsError as error:
+                    seen.failures.append((error, time.monotonic() - started_s))
+                    end.wait(0.02)
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive(), "a call hangs"
+
+
+@pytest.fixture
+def many(small_bundle: Bundle, small_index: Path) -> Iterator[ServerProcess]:
+    """A server of two fronts and an engine, whose end leaves no process."""
+    with server(small_bundle.path, small_index, frontends="2") as running:
+        seen = all_children(running)
+        assert len(seen) == 3
+        yield running
+        if running.process.poll() is None:
+            seen += all_children(running)
+            assert running.stop() == 0
+        until(all(map(is_gone, seen)) for _ in iter(int, 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
+def test_an_engine_that_dies_costs_calls_but_no_connection(many: ServerProcess, number: signal.Signals) -> None:
+    (engine,) = children(many, ENGINE)
+    fronts = children(many, FRONT)
+    with (
+        grpc.insecure_channel(many.address) as channel,
+        load(many.address) as seen,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        until(seen.answered > 20 for _ in iter(int, 1))
+        os.kill(engine, number)
+        killed_s = time.monotonic()
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert time.monotonic() - killed_s < HEALTH_S
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        before = seen.answered
+        until(seen.answered > before + 20 for _ in iter(int, 1))
+    assert seen.failures
+    assert {type(error) for error, _ in seen.failures} == {UnavailableError}
+    assert all("the engine has died" in str(error) for error, _ in seen.failures)
+    assert children(many, FRONT) == fronts
+    assert children(many, ENGINE) != [engine]
+
+
+def test_a_call_to_a_dead_engine_says_why_and_when_to_come_back(many: ServerProcess) -> None:
+    with grpc.insecure_channel(many.address) as channel:
+        (engine,) = children(many, ENGINE)
+        search = retrieval_pb2_grpc.RetrievalServiceStub(channel).Search
+        search(pb.SearchRequest(questions=["rivers"]), timeout=PATIENCE_S)
+        os.kill(engine, signal.SIGKILL)
+        until(is_gone(engine) for _ in iter(int, 1))
+        with pytest.raises(grpc.RpcError) as raised:
+            search(pb.SearchRequest(questions=["rivers"]), timeout=PATIENCE_S)
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+        trailers = dict(raised.value.trailing_metadata())
+        assert trailers["narrows-reason"] == "ENGINE_DOWN"
+        assert int(trailers["grpc-retry-pushback-ms"]) >= 1
+
+
+def test_a_front_that_dies_loses_only_its_own_calls(many: ServerProcess) -> None:
+    first, second = children(many, FRONT)
+    with load(many.address, clients=8) as seen:
+        until(seen.answered > 50 for _ in iter(int, 1))
+        os.kill(first, signal.SIGKILL)
+        until(len(children(many, FRONT)) == 2 and first not in children(many, FRONT) for _ in iter(int, 1))
+        before = seen.answered
+        until(seen.answered > before + 50 for _ in iter(int, 1))
+    assert {type(error) for error, _ in seen.failures} <= {UnavailableError}
+    assert second in children(many, FRONT)
+
+
+def test_killed_outright_it_leaves_no_process(many: ServerProcess) -> None:
+    processes = all_children(many)
+    assert many.stop(signal.SIGKILL) == -signal.SIGKILL
+    until(all(map(is_gone, processes)) for _ in iter(int, 1))
+
+
+def test_a_second_signal_ends_it_at_once(small_bundle: Bundle, frontends: str) -> None:
+    with (
+        server(small_bundle.path, None, frontends=frontends, drain_ms="600000") as running,
+        grpc.insecure_channel(running.address) as channel,
+    ):
+        processes = all_children(running)
+        stream = retrieval_pb2_grpc.RetrievalServiceStub(channel).EncodeStream(iter([]), timeout=PATIENCE_S)
+        list(stream)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        running.process.send_signal(signal.SIGSTOP)  # so that both signals are there before it acts on one
+        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(signal.SIGINT)
+        running.process.send_signal(signal.SIGCONT)
+        assert running.process.wait(30) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+        until(all(map(is_gone, processes)) for _ in iter(int, 1))
