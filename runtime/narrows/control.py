@@ -119,6 +119,7 @@ def log_to_stderr(settings: ServerSettings) -> None:
     """Sets a server process's logging up."""
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=settings.log_level.upper(), format=form, force=True)
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells which instructions it was built for
 
 
 def raise_failure(failed: Failed) -> None:
