@@ -24,15 +24,21 @@ from narrows.settings import ServerSettings
 from narrows.work import Served
 
 MAX_MESSAGE_BYTES = 200_000
-MAX_SOCKETS = 4
+MAX_DESCRIPTORS = 4
 PR_SET_PDEATHSIG = 1
 
 
 class Setup(msgspec.Struct, tag="setup"):
-    """The first message to a child. `listen` is for a front: the address, with the port that is kept for it."""
+    """The first message to a child.
+
+    `listen` is for a front: the address, with the port that is kept for it. The rest is for the engine, whose journal
+    comes along: digests of works to run alone, and of those to refuse, with the time until when (narrows.quarantine).
+    """
 
     settings: ServerSettings
     listen: str = ""
+    suspects: list[int] = []
+    refused: dict[int, float] = {}
 
 
 class Attach(msgspec.Struct, tag="attach"):
@@ -55,6 +61,12 @@ class Ready(msgspec.Struct, tag="ready"):
     served: Served
 
 
+class Cleared(msgspec.Struct, tag="cleared"):
+    """From the engine: a suspect has run alone, and nothing happened."""
+
+    digest: int
+
+
 class Listening(msgspec.Struct, tag="listening"):
     """From a front: calls are answered."""
 
@@ -66,7 +78,7 @@ class Failed(msgspec.Struct, tag="failed"):
     message: str
 
 
-Message = Setup | Attach | Drain | Ready | Listening | Failed
+Message = Setup | Attach | Drain | Ready | Cleared | Listening | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +87,24 @@ class Control:
 
     wire: socket.socket
 
-    def send(self, message: Message, sockets: Sequence[socket.socket] = ()) -> None:
-        """Sends a message and, along with it, duplicates of sockets.
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Sends a message and, along with it, duplicates of descriptors.
 
         Raises:
             OSError: the other end is gone.
         """
         data = msgspec.json.encode(message, enc_hook=_plain)
-        socket.send_fds(self.wire, [data], [each.fileno() for each in sockets], socket.MSG_NOSIGNAL)
+        socket.send_fds(self.wire, [data], list(descriptors), socket.MSG_NOSIGNAL)
 
-    def receive(self) -> tuple[Message, list[socket.socket]] | None:
-        """The next message and its sockets; None when the other end is gone."""
+    def receive(self) -> tuple[Message, list[int]] | None:
+        """The next message and its descriptors, which are the caller's now; None when the other end is gone."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self.wire, MAX_MESSAGE_BYTES, MAX_SOCKETS)
+            data, descriptors, _, _ = socket.recv_fds(self.wire, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS)
         except ConnectionResetError:
             return None
         if not data:
             return None
-        return msgspec.json.decode(data, type=Message, dec_hook=_typed), [socket.socket(fileno=d) for d in descriptors]
+        return msgspec.json.decode(data, type=Message, dec_hook=_typed), descriptors
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -100,7 +112,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def begin_child() -> tuple[Control, Setup]:
+def begin_child() -> tuple[Control, Setup, list[int]]:
     """What a child process does first: takes up the wire that its command line names, and reads its setup.
 
     Signals of the terminal are the supervisor's; it tells the child what to do about them.
@@ -112,7 +124,7 @@ def begin_child() -> tuple[Control, Setup]:
     if received is None or not isinstance(received[0], Setup):
         os._exit(1)
     log_to_stderr(received[0].settings)
-    return control, received[0]
+    return control, received[0], received[1]
 
 
 def log_to_stderr(settings: ServerSettings) -> None:

@@ -18,12 +18,14 @@ import numpy.typing as npt
 from narrows.costs import CostTable
 from narrows.encoder import Embeddings
 from narrows.index import SearchHits
+from narrows.quarantine import Guard
 from narrows.scheduler import Batch, Entry, LaneSettings, Scheduler, admit
 from narrows.tokenizer import TokenIds
 from narrows.work import Lane, Outcome, Timings, Work
 
 log = logging.getLogger(__name__)
 
+ENCODING, SEARCHING = range(2)  # the stages, as the guard numbers them
 TOO_LATE = "it waited too long to be ready by its deadline"
 
 R = TypeVar("R")
@@ -84,11 +86,14 @@ class Engine:
         lanes: Sequence[LaneSettings],
         deliver: Deliver,
         clock: Callable[[], float] = time.monotonic,
+        guard: Guard | None = None,
     ) -> None:
+        """`guard` is told what runs, where a process that dies is to be started again."""
         self._encode = encode
         self._search = search
         self._deliver = deliver
         self._clock = clock
+        self._guard = guard
         self._lock = threading.Lock()
         self._closing = False
         self._encoding = Scheduler[_Progress](lanes, encode.costs, search.costs.ms(1, 1) if search else 0.0)
@@ -221,7 +226,7 @@ class Engine:
                 for entry, embedding in zip(entries, embeddings, strict=True)
             ]
 
-        done, failed = self._run_safely(batch, run)
+        done, failed = self._run_safely(ENCODING, batch, run)
         outcomes = failed
         now_s = self._clock()
         with self._lock:
@@ -265,31 +270,43 @@ class Engine:
                 for number, entry in enumerate(entries)
             ]
 
-        done, outcomes = self._run_safely(batch, run)
+        done, outcomes = self._run_safely(SEARCHING, batch, run)
         with self._lock:
             self._searching.finished(self._clock())
         return outcomes + [outcome for _, outcome in done]
 
     def _run_safely(
-        self, batch: Batch[_Progress], run: Callable[[Sequence[Entry[_Progress]]], list[R]]
+        self, stage: int, batch: Batch[_Progress], run: Callable[[Sequence[Entry[_Progress]]], list[R]]
     ) -> tuple[list[tuple[Entry[_Progress], R]], list[Outcome]]:
         """Runs a batch; when it fails, each work alone that is still wanted, so that a bad one fails only itself."""
-        try:
-            return list(zip(batch.entries, run(batch.entries), strict=True)), []
-        except Exception:
-            log.exception("a batch of %d %s failed", len(batch.entries), batch.lane)
         done: list[tuple[Entry[_Progress], R]] = []
         failed: list[Outcome] = []
-        for entry in batch.entries:
+        alone: list[Entry[_Progress]] = []
+        guard = self._guard
+        for group in guard.groups(batch.entries, lambda entry: entry.work) if guard else [batch.entries]:
+            try:
+                done += zip(group, self._run_noted(stage, group, run), strict=True)
+            except Exception:
+                log.exception("a batch of %d %s failed", len(group), batch.lane)
+                alone += group
+        for entry in alone:
             if ended := self._ended(entry.work):
                 failed.append(ended)
                 continue
             try:
-                done += zip([entry], run([entry]), strict=True)
+                done += zip([entry], self._run_noted(stage, [entry], run), strict=True)
             except Exception as error:
                 log.exception("request %d failed alone as well", entry.work.request_id)
                 failed.append(Outcome(entry.work.request_id, "failed", f"{type(error).__name__} in the engine"))
         return done, failed
+
+    def _run_noted(
+        self, stage: int, entries: Sequence[Entry[_Progress]], run: Callable[[Sequence[Entry[_Progress]]], list[R]]
+    ) -> list[R]:
+        if self._guard is None:
+            return run(entries)
+        with self._guard.running(stage, [entry.work for entry in entries]):
+            return run(entries)
 
     def _ended(self, work: Work) -> Outcome | None:
         """The outcome of a work that was cancelled, or whose deadline passed, while its batch ran."""

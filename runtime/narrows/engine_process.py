@@ -12,17 +12,19 @@ import selectors
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from narrows import bundle as bundles
-from narrows import control, wire
-from narrows.control import Attach, Control, Drain, Failed, Ready
+from narrows import control, quarantine, wire
+from narrows.control import Attach, Cleared, Control, Drain, Failed, Ready
 from narrows.engine import Engine
 from narrows.errors import NarrowsError
 from narrows.index.opened import open_index
 from narrows.loading import start_engine
+from narrows.quarantine import Guard, Journal
 from narrows.settings import ServerSettings
 from narrows.towers import available_cores
 from narrows.work import Outcome, Served
@@ -30,6 +32,7 @@ from narrows.work import Outcome, Served
 log = logging.getLogger(__name__)
 
 CONNECTION_SHIFT = 40  # request ids of one front lie below; the connection's number is above
+POISONOUS = "the engine has died twice while it worked on this; it is refused for some minutes"
 RECEIVE_BYTES = 1 << 18
 SWITCH_INTERVAL_S = 0.0005  # the engine's threads hand the GIL to the reader 10 times sooner than by default
 GARBAGE_THRESHOLD = 50_000  # as in narrows.server.run
@@ -72,7 +75,9 @@ class Connection:
 class Fronts:
     """All connections, by number. `deliver` is called by the engine's threads, everything else by the reader's."""
 
-    def __init__(self) -> None:
+    def __init__(self, refused: Mapping[int, float]) -> None:
+        """`refused`: digests of works that are not run, and until when."""
+        self._refused = refused
         self._connections: dict[int, Connection] = {}
         self._next_number = 1
         self._selector = selectors.DefaultSelector()
@@ -114,8 +119,8 @@ class Fronts:
                     if received is None:
                         os._exit(1)  # the supervisor was killed
                     match received:
-                        case Attach(), [front]:
-                            self.attach(front)
+                        case Attach(), [descriptor]:
+                            self.attach(socket.socket(fileno=descriptor))
                         case Drain(), _:
                             return
                 else:
@@ -148,7 +153,10 @@ class Fronts:
             if isinstance(message, wire.Submit):
                 works = wire.works(message, connection.first_id)
                 connection.outstanding.update(work.request_id for work in works)
-                engine.submit(works)
+                if quarantine.refuses(self._refused, works, time.monotonic()):
+                    self.deliver([Outcome(work.request_id, "poisonous", POISONOUS) for work in works])
+                else:
+                    engine.submit(works)
             else:
                 engine.cancel([connection.first_id + number for number in message.request_ids])
 
@@ -159,8 +167,8 @@ class Fronts:
         engine.cancel(list(connection.outstanding))
 
 
-def start(settings: ServerSettings, fronts: Fronts) -> tuple[Engine, Served]:
-    """Loads everything, and an engine that delivers to `fronts`.
+def start(settings: ServerSettings, fronts: Fronts, guard: Guard) -> tuple[Engine, Served]:
+    """Loads everything, and an engine that delivers to `fronts` and tells `guard` what it runs.
 
     Raises:
         BundleError, IndexFileError, MismatchError: what is to be served cannot be.
@@ -168,16 +176,17 @@ def start(settings: ServerSettings, fronts: Fronts) -> tuple[Engine, Served]:
     bundle = bundles.open_bundle(settings.bundle, settings.verify)
     threads = settings.search_threads or available_cores()
     index = open_index(settings.index, bundle, threads, settings.verify) if settings.index else None
-    return start_engine(settings, bundle, index, fronts.deliver)
+    return start_engine(settings, bundle, index, fronts.deliver, guard)
 
 
 def main() -> int:
     """Runs until the supervisor has it stop."""
-    supervisor, setup = control.begin_child()
+    supervisor, setup, (journal,) = control.begin_child()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    fronts = Fronts()
+    fronts = Fronts(setup.refused)
+    guard = Guard(Journal(journal), setup.suspects, lambda cleared: supervisor.send(Cleared(cleared)))
     try:
-        engine, served = start(setup.settings, fronts)
+        engine, served = start(setup.settings, fronts, guard)
     except NarrowsError as error:
         supervisor.send(Failed(type(error).__name__, str(error)))
         return 1

@@ -61,6 +61,10 @@ class ServerError(NarrowsError):
     """The server failed on this request for a reason of its own; its log says why."""
 
 
+class PoisonousError(ServerError):
+    """The engine's process has died of this text or vector, twice: it is refused for a while."""
+
+
 class BundleError(NarrowsError):
     """A bundle is missing, damaged, of another schema version, or fails its golden check on this machine."""
 

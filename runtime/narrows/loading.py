@@ -12,6 +12,7 @@ from narrows.engine import EncodeStage, Engine, SearchStage
 from narrows.fastest import load_fastest
 from narrows.index import Index
 from narrows.index.opened import OpenIndex
+from narrows.quarantine import Guard
 from narrows.scheduler import LaneSettings
 from narrows.settings import ServerSettings
 from narrows.towers import Tower, available_cores
@@ -25,7 +26,11 @@ SEARCH_WARMUP_BUDGET_MS = 300.0
 
 
 def start_engine(
-    settings: ServerSettings, bundle: Bundle, index: OpenIndex | None, deliver: Callable[[Sequence[Outcome]], None]
+    settings: ServerSettings,
+    bundle: Bundle,
+    index: OpenIndex | None,
+    deliver: Callable[[Sequence[Outcome]], None],
+    guard: Guard | None = None,
 ) -> tuple[Engine, Served]:
     """Loads and warms up what `bundle` and `index` hold; the engine hands its outcomes to `deliver`.
 
@@ -62,7 +67,7 @@ def start_engine(
         LaneSettings("questions", settings.max_queued_questions),
         LaneSettings("passages", settings.max_queued_passages, settings.passages_min_share),
     ]
-    engine = Engine(encode, search, lanes, deliver)
+    engine = Engine(encode, search, lanes, deliver, guard=guard)
     log.info("ready after %.1f s on %d cores", time.monotonic() - started_s, cores)
     return engine, Served(choice.question, choice.passage, "cpu", index.generation if index else "")
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 Lane = Literal["questions", "passages"]
-# Why a Work has no answer: refused by admission, shutting down, too late, no longer wanted, the engine failed on it, or
-# the engine's process died.
-Refusal = Literal["overloaded", "draining", "expired", "cancelled", "failed", "down"]
+# Why a Work has no answer: refused by admission, shutting down, too late, no longer wanted, the engine failed on it,
+# the engine's process died, or it died of this very text or vector before.
+Refusal = Literal["overloaded", "draining", "expired", "cancelled", "failed", "down", "poisonous"]
 
 
 @dataclass(frozen=True, slots=True)

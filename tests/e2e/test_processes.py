@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server_process import ServerProcess, server
 
-from narrows import Client, NarrowsError, UnavailableError
+from narrows import Client, NarrowsError, ServerError, UnavailableError
 from narrows.bundle import Bundle
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
@@ -175,3 +175,41 @@ def test_a_second_signal_ends_it_at_once(small_bundle: Bundle, frontends: str) -
         running.process.send_signal(signal.SIGCONT)
         assert running.process.wait(30) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
         until(all(map(is_gone, processes)) for _ in iter(int, 1))
+
+
+ABORTS = """
+import os
+from narrows.encoder import Encoder
+encode = Encoder.encode
+def aborts(self, token_ids):
+    if any(len(ids) == 77 and len(set(ids.tolist())) == 3 for ids in token_ids):
+        os.abort()
+    return encode(self, token_ids)
+Encoder.encode = aborts
+"""
+DEADLY = "river " * 75  # 77 tokens, and like nothing that is encoded at the start
+
+
+def test_a_text_that_kills_the_engine_twice_is_refused_and_no_other(
+    tmp_path: Path, small_bundle: Bundle, small_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ABORTS, "ascii")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    with (
+        server(small_bundle.path, small_index, frontends="2") as running,
+        Client(running.address, timeout_s=PATIENCE_S) as client,
+        load(running.address) as seen,
+    ):
+        for _ in range(2):
+            before = seen.answered
+            until(seen.answered > before + 20 for _ in iter(int, 1))
+            with pytest.raises(UnavailableError, match="the engine has died"):
+                client.search([DEADLY])
+        before = seen.answered
+        until(seen.answered > before + 20 for _ in iter(int, 1))
+        (engine,) = children(running, ENGINE)
+        with pytest.raises(ServerError, match="refused for some minutes"):
+            client.search([DEADLY])
+        assert len(client.search(["river " * 74], k=1)[0]) == 1
+        assert children(running, ENGINE) == [engine]
+    assert {type(error) for error, _ in seen.failures} == {UnavailableError}

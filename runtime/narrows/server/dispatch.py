@@ -13,6 +13,7 @@ from narrows.errors import (
     EngineDownError,
     NarrowsError,
     OverloadedError,
+    PoisonousError,
     ServerError,
     UnavailableError,
 )
@@ -105,5 +106,7 @@ def _error(outcome: Outcome) -> NarrowsError:
             return UnavailableError(outcome.message)
         case "down":
             return EngineDownError(outcome.message, outcome.retry_after_ms)
+        case "poisonous":
+            return PoisonousError(outcome.message)
         case _:
             return ServerError(outcome.message or "the engine dropped the request")

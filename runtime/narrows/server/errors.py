@@ -13,6 +13,7 @@ from narrows.errors import (
     NarrowsError,
     NotFoundError,
     OverloadedError,
+    PoisonousError,
     ReplyTooLargeError,
     ServerError,
     UnavailableError,
@@ -34,6 +35,7 @@ CODES: dict[type[NarrowsError], tuple[grpc.StatusCode, str]] = {
     UnavailableError: (grpc.StatusCode.UNAVAILABLE, "DRAINING"),
     EngineDownError: (grpc.StatusCode.UNAVAILABLE, "ENGINE_DOWN"),
     ServerError: (grpc.StatusCode.INTERNAL, "INTERNAL"),
+    PoisonousError: (grpc.StatusCode.INTERNAL, "POISONOUS"),
 }
 
 

@@ -33,7 +33,7 @@ class Backends:
         assert self._current is not None, "an engine is attached before any call is answered"
         return self._current
 
-    async def attach(self, attach: Attach, engine: socket.socket) -> None:
+    async def attach(self, attach: Attach, descriptor: int) -> None:
         """Takes an engine up.
 
         Raises:
@@ -41,7 +41,7 @@ class Backends:
         """
         corpus = self._corpus(attach.served.generation)
         link = EngineLink(self._dispatcher.resolve, attach.restart_ms, self._lost)
-        await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=engine)
+        await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=socket.socket(fileno=descriptor))
         self._current = Backend(link, attach.served, corpus)
         await self._health.set(ready=True)
 
@@ -65,7 +65,7 @@ class Backends:
 async def run(supervisor: Control, setup: Setup) -> None:
     """Serves from the first engine on until the supervisor has it stop."""
     match supervisor.receive():
-        case Attach() as attach, [engine]:
+        case Attach() as attach, [descriptor]:
             pass
         case _:
             return  # the supervisor stops before there was an engine
@@ -73,16 +73,16 @@ async def run(supervisor: Control, setup: Setup) -> None:
     loop = asyncio.get_running_loop()
     dispatcher, health, stop = Dispatcher(loop), Health(), asyncio.Event()
     backends = Backends(app, dispatcher, health)
-    await backends.attach(attach, engine)
+    await backends.attach(attach, descriptor)
     freeze_loaded()
-    orders: asyncio.Queue[tuple[Attach, socket.socket]] = asyncio.Queue()
+    orders: asyncio.Queue[tuple[Attach, int]] = asyncio.Queue()
 
     def receive() -> None:
         match supervisor.receive():
             case None:
                 os._exit(1)  # the supervisor was killed
-            case Attach() as another, [sock]:
-                orders.put_nowait((another, sock))
+            case Attach() as another, [descriptor]:
+                orders.put_nowait((another, descriptor))
             case Drain(), _:
                 stop.set()
 
@@ -105,7 +105,7 @@ async def run(supervisor: Control, setup: Setup) -> None:
 def main() -> int:
     """Runs until the supervisor has it stop."""
     prepare_process()
-    supervisor, setup = control.begin_child()
+    supervisor, setup, _ = control.begin_child()
     try:
         asyncio.run(run(supervisor, setup))
     except NarrowsError as error:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from narrows import control
-from narrows.control import Attach, Control, Drain, Failed, Listening, Message, Ready, Setup
+from narrows.control import Attach, Cleared, Control, Drain, Failed, Listening, Message, Ready, Setup
 from narrows.errors import SettingsError
+from narrows.quarantine import Journal, Quarantine
 from narrows.server.signals import stop_on_signals
 from narrows.settings import ServerSettings
 from narrows.work import Served
@@ -39,10 +40,10 @@ class Child:
     control: Control
     messages: "asyncio.Queue[Message | None]"  # None: it has closed its end
 
-    def send(self, message: Message, *sockets: socket.socket) -> None:
+    def send(self, message: Message, *descriptors: int) -> None:
         """Sends, unless it is gone; its end is noticed elsewhere."""
         with suppress(OSError):
-            self.control.send(message, sockets)
+            self.control.send(message, descriptors)
 
     async def ended(self, within_s: float) -> None:
         """Waits for its end, and kills it after so long."""
@@ -69,7 +70,9 @@ class Supervisor:
 
     def __init__(self, settings: ServerSettings, listen: str, fronts: int) -> None:
         self._settings = settings
-        self._setup = Setup(settings, listen)
+        self._listen = listen
+        self._journal = Journal.create()
+        self._quarantine = Quarantine()
         self._count = fronts
         self._engine: _Engine | None = None
         self._children: set[Child] = set()
@@ -84,9 +87,9 @@ class Supervisor:
             NarrowsError: one of them failed for a reason to be expected before all had begun to serve.
         """
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._keep(ENGINE, self._run_engine))
+            group.create_task(self._keep(ENGINE, self._start_engine, self._run_engine))
             for _ in range(self._count):
-                group.create_task(self._keep(FRONT, self._run_front))
+                group.create_task(self._keep(FRONT, self._start_front, self._run_front))
 
     async def stop(self) -> None:
         """Stops the fronts once they have finished what they began, then the engine."""
@@ -106,11 +109,16 @@ class Supervisor:
             with suppress(ProcessLookupError):
                 child.process.kill()
 
-    async def _keep(self, module: str, run: Callable[[Child], Coroutine[Any, Any, None]]) -> None:
+    async def _keep(
+        self,
+        module: str,
+        start: Callable[[], Coroutine[Any, Any, Child]],
+        run: Callable[[Child], Coroutine[Any, Any, None]],
+    ) -> None:
         pause_s = 0.0
         while True:
             started_s = time.monotonic()
-            child = await self._start(module)
+            child = await start()
             await run(child)
             code = await child.process.wait()
             self._children.discard(child)
@@ -121,7 +129,16 @@ class Supervisor:
             log.error("%s (process %d) ended with %d; it is started again", module, child.process.pid, code)
             await asyncio.sleep(pause_s)
 
-    async def _start(self, module: str) -> Child:
+    async def _start_engine(self) -> Child:
+        now_s = time.monotonic()
+        suspects, refused = self._quarantine.suspects(now_s), self._quarantine.refused(now_s)
+        setup = Setup(self._settings, suspects=suspects, refused=refused)
+        return await self._start(ENGINE, setup, self._journal.descriptor)
+
+    async def _start_front(self) -> Child:
+        return await self._start(FRONT, Setup(self._settings, self._listen))
+
+    async def _start(self, module: str, setup: Setup, *descriptors: int) -> Child:
         ours, theirs = control.pair()
         flags = [f"-W{option}" for option in sys.warnoptions]
         program = f"from {module} import main; raise SystemExit(main())"
@@ -141,7 +158,7 @@ class Supervisor:
 
         loop.add_reader(ours, receive)
         self._children.add(child)
-        child.send(self._setup)
+        child.send(setup, *descriptors)
         return child
 
     async def _run_engine(self, child: Child) -> None:
@@ -151,9 +168,13 @@ class Supervisor:
                 self._engine = _Engine(child, served, round((time.monotonic() - started_s) * 1e3))
                 for front in self._fronts:
                     self._attach(front)
-                while await child.messages.get() is not None:
-                    pass
+                while (message := await child.messages.get()) is not None:
+                    if isinstance(message, Cleared):
+                        self._quarantine.cleared(message.digest)
                 self._engine = None
+                await child.process.wait()
+                for convicted in self._quarantine.died(self._journal.take(), time.monotonic()):
+                    log.error("the engine has died of work %016x again: it is refused from now on", convicted)
             case Failed() as failed:
                 self._failed(failed)
 
@@ -186,8 +207,8 @@ class Supervisor:
         message = Attach(self._engine.served, self._engine.load_ms)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours, theirs:
-            self._engine.child.send(message, ours)
-            front.send(message, theirs)
+            self._engine.child.send(message, ours.fileno())
+            front.send(message, theirs.fileno())
 
 
 def supervise(settings: ServerSettings, fronts: int, ready: Callable[[str], None]) -> None:

@@ -1,0 +1,135 @@
+"""Works that kill the engine's process: found by what ran when it died, tried alone once, then refused for a while.
+
+The engine notes the digests of each running batch in memory that outlives it (Journal). The supervisor reads it when
+the engine has died (Quarantine). The next engine runs those works alone (Guard): that clears an innocent one, and one
+that kills again is refused.
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import TypeVar
+
+from narrows.work import Work
+
+T = TypeVar("T")
+
+STAGES = 2  # each has a place in the journal: encoding and searching may run at the same time
+MAX_WORKS = 256  # noted of one batch
+PLACE_BYTES = 8 * (1 + MAX_WORKS)
+DEATHS = 2  # so many with the same work in the running batch, the last one alone, and it is refused
+REFUSED_S = 600.0
+
+
+def digest(work: Work) -> int:
+    """Stands for what a work computes: the lane, and the tokens or the vector."""
+    data = work.token_ids if work.vector is None else work.vector
+    assert data is not None
+    return int.from_bytes(blake2b(data.tobytes(), digest_size=8, person=work.lane.encode()).digest(), "little")
+
+
+class Journal:
+    """The digests of the batches that run now, in shared memory without a name: nothing of it stays behind."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Maps the memory of a descriptor, which it takes over."""
+        self.descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, STAGES * PLACE_BYTES)
+
+    @classmethod
+    def create(cls) -> "Journal":
+        """A new one, empty."""
+        descriptor = os.memfd_create("narrows-journal")
+        os.ftruncate(descriptor, STAGES * PLACE_BYTES)
+        return cls(descriptor)
+
+    def begin(self, stage: int, digests: Sequence[int]) -> None:
+        """Notes what a stage runs."""
+        count = min(len(digests), MAX_WORKS)
+        struct.pack_into(f"<{count}Q", self._memory, stage * PLACE_BYTES + 8, *digests[:count])
+        struct.pack_into("<Q", self._memory, stage * PLACE_BYTES, count)
+
+    def end(self, stage: int) -> None:
+        """Notes that it runs nothing."""
+        struct.pack_into("<Q", self._memory, stage * PLACE_BYTES, 0)
+
+    def take(self) -> set[int]:
+        """What was running, and forgets it."""
+        found: set[int] = set()
+        for stage in range(STAGES):
+            (count,) = struct.unpack_from("<Q", self._memory, stage * PLACE_BYTES)
+            found.update(struct.unpack_from(f"<{count}Q", self._memory, stage * PLACE_BYTES + 8))
+            self.end(stage)
+        return found
+
+
+class Guard:
+    """The engine's side: notes what runs, and keeps suspects alone. `cleared` is told of each that proves innocent."""
+
+    def __init__(self, journal: Journal, suspects: Sequence[int], cleared: Callable[[int], None]) -> None:
+        self._journal = journal
+        self._suspects = set(suspects)
+        self._cleared = cleared
+
+    def groups(self, items: Sequence[T], work_of: Callable[[T], Work]) -> list[Sequence[T]]:
+        """Splits a batch into what may run together and each suspect alone."""
+        if not self._suspects:
+            return [items]
+        suspects = [item for item in items if digest(work_of(item)) in self._suspects]
+        others = [item for item in items if item not in suspects]
+        return [*([others] if others else []), *([suspect] for suspect in suspects)]
+
+    @contextmanager
+    def running(self, stage: int, works: Sequence[Work]) -> Iterator[None]:
+        """Notes what runs inside of it."""
+        digests = [digest(work) for work in works]
+        self._journal.begin(stage, digests)
+        try:
+            yield
+        finally:
+            self._journal.end(stage)
+        if self._suspects and len(digests) == 1 and digests[0] in self._suspects:
+            self._suspects.discard(digests[0])
+            self._cleared(digests[0])
+
+
+class Quarantine:
+    """The supervisor's side. Times are in seconds on CLOCK_MONOTONIC."""
+
+    def __init__(self) -> None:
+        self._deaths: dict[int, tuple[int, float]] = {}  # how many, and until when they count
+        self._refused: dict[int, float] = {}
+
+    def died(self, digests: set[int], now_s: float) -> list[int]:
+        """Counts a death of the engine while these ran; returns those that are refused from now on."""
+        convicted = []
+        for number in digests:
+            deaths = self._deaths.get(number, (0, 0.0))[0] + 1
+            self._deaths[number] = (deaths, now_s + REFUSED_S)
+            if deaths >= DEATHS:
+                del self._deaths[number]
+                self._refused[number] = now_s + REFUSED_S
+                convicted.append(number)
+        return convicted
+
+    def cleared(self, number: int) -> None:
+        """It ran alone, and nothing happened."""
+        self._deaths.pop(number, None)
+
+    def suspects(self, now_s: float) -> list[int]:
+        """What the next engine must run alone."""
+        self._deaths = {number: found for number, found in self._deaths.items() if found[1] > now_s}
+        return list(self._deaths)
+
+    def refused(self, now_s: float) -> dict[int, float]:
+        """What the next engine must refuse, and until when."""
+        self._refused = {number: until_s for number, until_s in self._refused.items() if until_s > now_s}
+        return dict(self._refused)
+
+
+def refuses(refused: Mapping[int, float], works: Sequence[Work], now_s: float) -> bool:
+    """Whether one of the works is refused now."""
+    return bool(refused) and any(refused.get(digest(work), 0.0) > now_s for work in works)
