@@ -5,7 +5,6 @@ supervisor is gone reads the end of it and exits: no orphans, whatever killed th
 """
 
 import ctypes
-import logging
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ import msgspec
 
 from narrows import errors
 from narrows.errors import NarrowsError
+from narrows.process import log_to_stderr
 from narrows.settings import ServerSettings
 from narrows.work import Served
 
@@ -123,15 +123,8 @@ def begin_child() -> tuple[Control, Setup, list[int]]:
     received = control.receive()
     if received is None or not isinstance(received[0], Setup):
         os._exit(1)
-    log_to_stderr(received[0].settings)
+    log_to_stderr(received[0].settings.log_level)
     return control, received[0], received[1]
-
-
-def log_to_stderr(settings: ServerSettings) -> None:
-    """Sets a server process's logging up."""
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=settings.log_level.upper(), format=form, force=True)
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells which instructions it was built for
 
 
 def raise_failure(failed: Failed) -> None:

@@ -5,37 +5,34 @@ that dies takes its works along: nothing is computed for it any more. What a fro
 is bounded by what that front has outstanding.
 """
 
-import gc
 import logging
 import os
 import selectors
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
 from narrows import bundle as bundles
 from narrows import control, quarantine, wire
-from narrows.control import Attach, Cleared, Control, Drain, Failed, Ready
+from narrows.control import Attach, Cleared, Control, Drain, Failed, Ready, Setup
 from narrows.engine import Engine
 from narrows.errors import NarrowsError
 from narrows.index.opened import open_index
 from narrows.loading import start_engine
+from narrows.process import freeze_loaded, prepare_threads
 from narrows.quarantine import Guard, Journal
-from narrows.settings import ServerSettings
 from narrows.towers import available_cores
-from narrows.work import Outcome, Served
+from narrows.work import Outcome
 
 log = logging.getLogger(__name__)
 
 CONNECTION_SHIFT = 40  # request ids of one front lie below; the connection's number is above
 POISONOUS = "the engine has died twice while it worked on this; it is refused for some minutes"
 RECEIVE_BYTES = 1 << 18
-SWITCH_INTERVAL_S = 0.0005  # the engine's threads hand the GIL to the reader 10 times sooner than by default
-GARBAGE_THRESHOLD = 50_000  # as in narrows.server.run
 
 
 class Connection:
@@ -167,33 +164,38 @@ class Fronts:
         engine.cancel(list(connection.outstanding))
 
 
-def start(settings: ServerSettings, fronts: Fronts, guard: Guard) -> tuple[Engine, Served]:
-    """Loads everything, and an engine that delivers to `fronts` and tells `guard` what it runs.
+def run(supervisor: Control, setup: Setup, journal: Journal) -> None:
+    """Loads everything, and serves the fronts until the supervisor has it stop.
 
     Raises:
         BundleError, IndexFileError, MismatchError: what is to be served cannot be.
     """
+
+    def cleared(digest: int) -> None:
+        with suppress(OSError):
+            supervisor.send(Cleared(digest))
+
+    settings = setup.settings
+    fronts = Fronts(setup.refused)
     bundle = bundles.open_bundle(settings.bundle, settings.verify)
     threads = settings.search_threads or available_cores()
     index = open_index(settings.index, bundle, threads, settings.verify) if settings.index else None
-    return start_engine(settings, bundle, index, fronts.deliver, guard)
-
-
-def main() -> int:
-    """Runs until the supervisor has it stop."""
-    supervisor, setup, (journal,) = control.begin_child()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    fronts = Fronts(setup.refused)
-    guard = Guard(Journal(journal), setup.suspects, lambda cleared: supervisor.send(Cleared(cleared)))
-    try:
-        engine, served = start(setup.settings, fronts, guard)
-    except NarrowsError as error:
-        supervisor.send(Failed(type(error).__name__, str(error)))
-        return 1
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GARBAGE_THRESHOLD)
+    guard = Guard(journal, setup.suspects, cleared)
+    engine, served = start_engine(settings, bundle, index, fronts.deliver, guard)
+    freeze_loaded()
     supervisor.send(Ready(served))
     fronts.serve(engine, supervisor)
     engine.close()
+
+
+def main() -> int:
+    """Runs an engine for the supervisor that started this process."""
+    prepare_threads()
+    supervisor, setup, (journal,) = control.begin_child()
+    with supervisor.wire:
+        try:
+            run(supervisor, setup, Journal(journal))
+        except NarrowsError as error:
+            supervisor.send(Failed(type(error).__name__, str(error)))
+            return 1
     return 0

@@ -20,6 +20,7 @@ from narrows.work import Lane, Outcome, Served
 
 log = logging.getLogger(__name__)
 
+MAX_CANARIES = 128  # one or two from each front
 SEARCH_WARMUP_BATCH = 32
 SEARCH_WARMUP_K = 100
 SEARCH_WARMUP_BUDGET_MS = 300.0
@@ -43,7 +44,8 @@ def start_engine(
     choice, loaded = load_fastest(bundle, index_variant, settings.variant, settings.encode_threads or cores)
     if choice.warning:
         log.warning("%s", choice.warning)
-    towers: dict[Lane, Tower] = {"questions": loaded["question_encoder"], "passages": loaded["context_encoder"]}
+    question, context = loaded["question_encoder"], loaded["context_encoder"]
+    towers: dict[Lane, Tower] = {"canary": question, "questions": question, "passages": context}
     log.info(
         "bundle %s (questions by %s, passages by %s) loaded after %.1f s",
         bundle.path, choice.question, choice.passage, time.monotonic() - started_s,
@@ -56,7 +58,8 @@ def start_engine(
         towers={lane: tower.encoder.encode for lane, tower in towers.items()},
         costs={lane: measured[id(tower)] for lane, tower in towers.items()},
     )
-    for lane, table in encode.costs.items():
+    for lane in ("questions", "passages"):
+        table = encode.costs[lane]
         caps = ", ".join(
             f"{bucket.tokens} tokens: {bucket.cap} ({bucket.ms[0]:.1f} ms alone)" for bucket in table.buckets
         )
@@ -64,6 +67,7 @@ def start_engine(
     # A search of its own thread lets the encoder go on; on one core it would only take turns with it.
     search = _search_stage(index.vectors, own_thread=index.vectors.affinity == "own" and cores > 1) if index else None
     lanes = [
+        LaneSettings("canary", MAX_CANARIES),
         LaneSettings("questions", settings.max_queued_questions),
         LaneSettings("passages", settings.max_queued_passages, settings.passages_min_share),
     ]

@@ -65,6 +65,9 @@ class ServerSettings:
     max_queued_passages: int = _setting(512, "passages that may wait; at least max_items", (1, 10_000_000))
     passages_min_share: float = _setting(0.1, "passages' share of the encoder while questions wait", (0.0, 0.9))
     default_deadline_ms: int = _setting(10_000, "deadline of calls that set none", (1, 86_400_000))
+    canary_deadline_ms: int = _setting(
+        10_000, "how long a canary question may take before the server says that it is not ready", (1, 3_600_000)
+    )
     warmup_budget_ms: int = _setting(1500, "time for measuring batches at start", (0, 600_000))
     drain_ms: int = _setting(10_000, "how long calls in flight may take after SIGTERM", (0, 3_600_000))
     verify: Literal["full", "stamp"] = _setting(

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Lane = Literal["questions", "passages"]
+Lane = Literal["canary", "questions", "passages"]  # the canary is a question by which a front sees that all is well
 # Why a Work has no answer: refused by admission, shutting down, too late, no longer wanted, the engine failed on it,
 # the engine's process died, or it died of this very text or vector before.
 Refusal = Literal["overloaded", "draining", "expired", "cancelled", "failed", "down", "poisonous"]

@@ -213,3 +213,23 @@ def test_a_text_that_kills_the_engine_twice_is_refused_and_no_other(
         assert len(client.search(["river " * 74], k=1)[0]) == 1
         assert children(running, ENGINE) == [engine]
     assert {type(error) for error, _ in seen.failures} == {UnavailableError}
+
+
+def test_an_engine_that_does_nothing_is_not_ready_and_the_fronts_are_alive(
+    small_bundle: Bundle, small_index: Path
+) -> None:
+    statuses = health_pb2.HealthCheckResponse
+    with (
+        server(small_bundle.path, small_index, frontends="1", canary_deadline_ms="200") as running,
+        grpc.insecure_channel(running.address) as channel,
+    ):
+        (engine,) = children(running, ENGINE)
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="readiness"), timeout=PATIENCE_S)
+        assert next(watch).status == statuses.SERVING
+        os.kill(engine, signal.SIGSTOP)
+        assert next(watch).status == statuses.NOT_SERVING
+        assert health.Check(health_pb2.HealthCheckRequest(service="liveness")).status == statuses.SERVING
+        os.kill(engine, signal.SIGCONT)
+        assert next(watch).status == statuses.SERVING
+        assert running.stop() == 0

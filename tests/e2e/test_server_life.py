@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 import pytest
@@ -32,6 +34,8 @@ from narrows.v1 import retrieval_pb2_grpc
 from narrows_export import corpus
 from narrows_export.export import ExportRequest, export_bundle
 
+T = TypeVar("T")
+
 SERVICE = "narrows.v1.RetrievalService"
 LONG_TEXT = " ".join(passage.text for passage in corpus.passages("en")[:12])
 
@@ -39,7 +43,7 @@ LONG_TEXT = " ".join(passage.text for passage in corpus.passages("en")[:12])
 def test_health_and_reflection_are_served(running: ServerProcess) -> None:
     with grpc.insecure_channel(running.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        for name in ("", SERVICE):
+        for name in ("", SERVICE, "readiness", "liveness"):
             reply = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
@@ -77,7 +81,12 @@ def test_a_full_queue_is_overload_with_a_time_to_come_back(minilm_bundle: Bundle
     with (
         server(minilm_bundle.path, None, frontends=frontends, max_items="4", max_queued_questions="4") as busy,
         Client(busy.address) as client,
+        grpc.insecure_channel(busy.address) as channel,
     ):
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        statuses = [next(health).status]
+        listening = threading.Thread(target=lambda: statuses.extend(change.status for change in no_error(health)))
+        listening.start()
         clients, results = 12, []
 
         def ask(number: int) -> None:
@@ -94,6 +103,15 @@ def test_a_full_queue_is_overload_with_a_time_to_come_back(minilm_bundle: Bundle
         assert all("too many questions" in str(error) for error in refused)
         assert all(error.retry_after_ms >= 1 for error in refused)
         assert len(client.encode_questions(["rivers"] * 4)) == 4, "what fits is still served"
+        health.cancel()
+        listening.join()
+        assert statuses == [health_pb2.HealthCheckResponse.SERVING], "overload is no failure"
+
+
+def no_error(stream: Iterator[T]) -> Iterator[T]:
+    """What a stream brings until it ends, however."""
+    with contextlib.suppress(grpc.RpcError):
+        yield from stream
 
 
 def test_an_encode_only_server_needs_no_index(small_bundle: Bundle, frontends: str) -> None:

@@ -26,6 +26,8 @@ INLINE_PASSAGES = 200
 SEARCH_FEATURES = ("search", "search_stream", "get_passages")
 ENCODE_FEATURES = ("encode", "encode_stream", "tokenize")
 
+CANARY = "is anybody there?"
+
 T = TypeVar("T")
 
 
@@ -160,6 +162,15 @@ class Answers:
             passage_count=corpus.manifest.count if corpus else 0,
             device=backend.served.device,
         )
+
+    async def canary(self, deadline_s: float) -> None:
+        """Asks one question all the way, in the lane that is kept for it."""
+        backend = self._backend()
+        (text,) = await self._texts.tokenize([CANARY], [])
+        k = 1 if backend.corpus else 0
+        (outcome,) = await self._dispatcher.embed(backend.engine, "canary", [text.ids], deadline_s, k)
+        if backend.corpus and outcome.rows is not None:
+            backend.corpus.passages.get(outcome.rows)
 
     async def _tokenize(
         self, questions: Sequence[str], pairs: Sequence[tuple[str, str]]

@@ -38,6 +38,7 @@ class Dispatcher:
         self._loop = loop
         self._ids = itertools.count(1)
         self._calls: dict[int, _Call] = {}  # by request id
+        self.answered = 0  # works, ever
 
     def deliver(self, outcomes: Sequence[Outcome]) -> None:
         """Takes one batch's outcomes from an engine thread: one wake-up of the event loop for all of them."""
@@ -82,6 +83,7 @@ class Dispatcher:
 
     def resolve(self, outcomes: Sequence[Outcome]) -> None:
         """Takes outcomes on the event loop."""
+        self.answered += sum(outcome.refusal is None for outcome in outcomes)
         for outcome in outcomes:
             call = self._calls.pop(outcome.request_id, None)
             if call is None:

@@ -1,16 +1,12 @@
 """The gRPC side of a server, in this process: listen, answer until told to stop, drain."""
 
 import asyncio
-import gc
 import logging
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from narrows.errors import SettingsError
@@ -18,16 +14,13 @@ from narrows.messages import max_request_bytes
 from narrows.server.answers import Answers
 from narrows.server.application import Application, Backend
 from narrows.server.dispatch import Dispatcher
+from narrows.server.health import SERVICE, Health
 from narrows.server.retrieval import RetrievalServicer
 from narrows.settings import ServerSettings
-from narrows.v1 import retrieval_pb2, retrieval_pb2_grpc
+from narrows.v1 import retrieval_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-SERVICE = retrieval_pb2.DESCRIPTOR.services_by_name["RetrievalService"].full_name
-SWITCH_INTERVAL_S = 0.0005  # the engine's threads hand the GIL to the event loop 10 times sooner than by default
-# Garbage is looked for after so many new objects, not 700: a request makes hundreds, and its cycles are few and small.
-GARBAGE_THRESHOLD = 50_000
 MESSAGE_OVERHEAD_BYTES = 65_536
 FLUSH_S = 0.5
 KEEPALIVE_MS = 60_000
@@ -43,61 +36,41 @@ class Listen:
     shared: bool = False
 
 
-class Health:
-    """What the health service says. Lives on one event loop."""
-
-    def __init__(self) -> None:
-        self.servicer = HealthServicer()
-
-    async def set(self, *, ready: bool) -> None:
-        """Whether questions are answered."""
-        statuses = health_pb2.HealthCheckResponse
-        for name in ("", SERVICE):
-            await self.servicer.set(name, statuses.SERVING if ready else statuses.NOT_SERVING)
-
-
-def prepare_process() -> None:
-    """Sets a process that serves up: threads and garbage."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread: the other cores are the encoder's
-
-
-def freeze_loaded() -> None:
-    """What has been loaded stays, and need not be looked at again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GARBAGE_THRESHOLD)
-
-
 async def serve_front(
     app: Application,
     backend: Callable[[], Backend],
     dispatcher: Dispatcher,
-    health: Health,
     listen: Listen,
     stop: asyncio.Event,
+    changed: asyncio.Event,
     ready: Callable[[str], None],
 ) -> None:
     """Answers calls until `stop` is set, then finishes those that have begun. `ready` is told the address.
+
+    `changed` is to be set when `backend` returns another engine, or its engine is gone.
 
     Raises:
         SettingsError: the address cannot be listened on.
     """
     settings = app.settings
     server = grpc.aio.server(options=_options(settings, app.bundle.manifest.dim, listen.shared))
-    retrieval = RetrievalServicer(Answers(app, backend, dispatcher), settings)
+    answers = Answers(app, backend, dispatcher)
+    retrieval = RetrievalServicer(answers, settings)
+    health = Health(answers.canary, lambda: dispatcher.answered, changed, settings.canary_deadline_ms / 1e3)
     retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(retrieval, server)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     address = _bind(server, listen.address)
     await server.start()
-    await health.set(ready=True)
+    await health.begin()
     log.info("serving on %s", address)
     ready(address)
+    watching = asyncio.create_task(health.watch())
     await stop.wait()
+    watching.cancel()
     log.info("draining for at most %.1f s", settings.drain_ms / 1e3)
-    await health.servicer.enter_graceful_shutdown()
+    await health.end()
     draining = asyncio.create_task(server.stop(settings.drain_ms / 1e3))  # takes no new calls from here on
     idle = asyncio.create_task(retrieval.activity.drain())
     await asyncio.wait([draining, idle], return_when=asyncio.FIRST_COMPLETED)

@@ -10,9 +10,10 @@ from narrows import control
 from narrows.control import Attach, Control, Drain, Failed, Listening, Setup
 from narrows.errors import NarrowsError
 from narrows.index.corpus import Corpus, open_corpus
+from narrows.process import freeze_loaded, prepare_threads
 from narrows.server.application import Application, Backend, load_application
 from narrows.server.dispatch import Dispatcher
-from narrows.server.front import Health, Listen, freeze_loaded, prepare_process, serve_front
+from narrows.server.front import Listen, serve_front
 from narrows.server.link import EngineLink
 
 log = logging.getLogger(__name__)
@@ -21,11 +22,10 @@ log = logging.getLogger(__name__)
 class Backends:
     """The backend of the moment: each engine that the supervisor attaches replaces the one before it."""
 
-    def __init__(self, app: Application, dispatcher: Dispatcher, health: Health) -> None:
+    def __init__(self, app: Application, dispatcher: Dispatcher) -> None:
+        self.changed = asyncio.Event()  # set at each coming and going
         self._app = app
         self._dispatcher = dispatcher
-        self._health = health
-        self._tasks: set[asyncio.Task[None]] = set()
         self._current: Backend | None = None
 
     def current(self) -> Backend:
@@ -43,7 +43,7 @@ class Backends:
         link = EngineLink(self._dispatcher.resolve, attach.restart_ms, self._lost)
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=socket.socket(fileno=descriptor))
         self._current = Backend(link, attach.served, corpus)
-        await self._health.set(ready=True)
+        self.changed.set()
 
     def _corpus(self, generation: str) -> Corpus | None:
         """The passages of the engine's index; a build may have replaced them while the engine was down."""
@@ -57,9 +57,7 @@ class Backends:
 
     def _lost(self) -> None:
         log.error("the engine is gone; calls are refused until it is back")
-        task = asyncio.ensure_future(self._health.set(ready=False))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.changed.set()
 
 
 async def run(supervisor: Control, setup: Setup) -> None:
@@ -71,8 +69,8 @@ async def run(supervisor: Control, setup: Setup) -> None:
             return  # the supervisor stops before there was an engine
     app = load_application(setup.settings, bundles.open_bundle(setup.settings.bundle, "stamp"))
     loop = asyncio.get_running_loop()
-    dispatcher, health, stop = Dispatcher(loop), Health(), asyncio.Event()
-    backends = Backends(app, dispatcher, health)
+    dispatcher, stop = Dispatcher(loop), asyncio.Event()
+    backends = Backends(app, dispatcher)
     await backends.attach(attach, descriptor)
     freeze_loaded()
     orders: asyncio.Queue[tuple[Attach, int]] = asyncio.Queue()
@@ -90,10 +88,13 @@ async def run(supervisor: Control, setup: Setup) -> None:
         while True:
             await backends.attach(*await orders.get())
 
+    def listening(_address: str) -> None:
+        supervisor.send(Listening())
+
     loop.add_reader(supervisor.wire, receive)
     listen = Listen(setup.listen, shared=True)
     serving = asyncio.create_task(
-        serve_front(app, backends.current, dispatcher, health, listen, stop, lambda _: supervisor.send(Listening()))
+        serve_front(app, backends.current, dispatcher, listen, stop, backends.changed, listening)
     )
     taking = asyncio.create_task(take_up_engines())
     done, _ = await asyncio.wait([serving, taking], return_when=asyncio.FIRST_COMPLETED)
@@ -104,12 +105,12 @@ async def run(supervisor: Control, setup: Setup) -> None:
 
 def main() -> int:
     """Runs until the supervisor has it stop."""
-    prepare_process()
+    prepare_threads()
     supervisor, setup, _ = control.begin_child()
-    try:
-        asyncio.run(run(supervisor, setup))
-    except NarrowsError as error:
-        log.error("%s", error)
-        supervisor.send(Failed(type(error).__name__, str(error)))
-        return 1
+    with supervisor.wire:
+        try:
+            asyncio.run(run(supervisor, setup))
+        except NarrowsError as error:
+            supervisor.send(Failed(type(error).__name__, str(error)))
+            return 1
     return 0

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from narrows import bundle as bundles
 from narrows.index.opened import open_index
 from narrows.loading import start_engine
+from narrows.process import freeze_loaded, prepare_threads
 from narrows.server.application import Backend, load_application
 from narrows.server.dispatch import Dispatcher
-from narrows.server.front import Health, Listen, freeze_loaded, prepare_process, serve_front
+from narrows.server.front import Listen, serve_front
 from narrows.server.signals import stop_on_signals
 from narrows.settings import ServerSettings
 from narrows.towers import available_cores
@@ -16,7 +17,7 @@ from narrows.towers import available_cores
 
 def serve_in_process(settings: ServerSettings, ready: Callable[[str], None]) -> None:
     """Serves until a signal; see narrows.server.run."""
-    prepare_process()
+    prepare_threads()
     with asyncio.Runner() as runner:
         # Loaded before the loop runs, so that a signal ends the process at once while there is nothing to drain.
         dispatcher = Dispatcher(runner.get_loop())
@@ -29,8 +30,8 @@ def serve_in_process(settings: ServerSettings, ready: Callable[[str], None]) -> 
         freeze_loaded()
 
         async def run() -> None:
-            stop = stop_on_signals()
-            await serve_front(app, lambda: backend, dispatcher, Health(), Listen(settings.listen), stop, ready)
+            stop, changed = stop_on_signals(), asyncio.Event()
+            await serve_front(app, lambda: backend, dispatcher, Listen(settings.listen), stop, changed, ready)
 
         try:
             runner.run(run())

@@ -109,6 +109,11 @@ class Supervisor:
             with suppress(ProcessLookupError):
                 child.process.kill()
 
+    def close(self) -> None:
+        """Gives back what it holds; its processes have ended."""
+        for child in self._children:
+            child.control.wire.close()
+
     async def _keep(
         self,
         module: str,
@@ -241,6 +246,7 @@ async def _supervise(supervisor: Supervisor, listen: str, ready: Callable[[str],
         raise failures.exceptions[0] from None
     finally:
         supervisor.kill()
+        supervisor.close()
 
 
 def _end_at_once(supervisor: Supervisor, number: int) -> None:

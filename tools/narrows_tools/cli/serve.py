@@ -43,11 +43,11 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> int:
     """Serves until stopped."""
-    from narrows.control import log_to_stderr
+    from narrows.process import log_to_stderr
     from narrows.server.run import serve
 
     chosen = settings.load(given(options), os.environ, options.config)
-    log_to_stderr(chosen)
+    log_to_stderr(chosen.log_level)
     serve(chosen, lambda address: print(f"narrows: serving on {address}", flush=True))
     return 0
 
