@@ -8,11 +8,13 @@ from narrows.async_client import AsyncClient
 from narrows.client import Client
 from narrows.errors import (
     DeadlineExceededError,
+    EngineDownError,
     InvalidRequestError,
     MismatchError,
     NarrowsError,
     NotFoundError,
     OverloadedError,
+    PoisonousError,
     ReplyTooLargeError,
     ServerError,
     UnavailableError,
@@ -37,5 +39,7 @@ __all__ = [
     "OverloadedError",
     "DeadlineExceededError",
     "UnavailableError",
+    "EngineDownError",
     "ServerError",
+    "PoisonousError",
 ]

@@ -36,7 +36,7 @@ class Bucket:
         return y0 + (y1 - y0) * (batch_size - x0) / (x1 - x0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CostTable:
     """Buckets by ascending length. With a single one (search) the length does not matter.
 
@@ -46,6 +46,15 @@ class CostTable:
     buckets: tuple[Bucket, ...]
     packed: bool = False
 
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return [bucket.tokens for bucket in self.buckets]
+
+    @cached_property
+    def _item_ms(self) -> dict[int, float]:
+        """By tokens, as far as asked for: the scheduler asks several times a text."""
+        return {}
+
     def priced_tokens(self, batch_size: int, longest: int, total: int) -> float:
         """The length at which a batch is priced: what its texts are padded to, or the mean where that is free."""
         return total / batch_size if self.packed else longest
@@ -54,7 +63,7 @@ class CostTable:
         """Predicted milliseconds for `batch_size` texts, all of `tokens`: linear between the bucket lengths."""
         if len(self.buckets) == 1:
             return self.buckets[0].at(batch_size)
-        lengths = [bucket.tokens for bucket in self.buckets]
+        lengths = self._lengths
         upper = bisect.bisect_left(lengths, tokens)
         if upper == len(lengths):
             return self.buckets[-1].at(batch_size) * tokens / lengths[-1]
@@ -66,13 +75,16 @@ class CostTable:
 
     def cap(self, tokens: int) -> int:
         """The largest batch worth making of texts padded to `tokens`."""
-        upper = bisect.bisect_left([bucket.tokens for bucket in self.buckets], tokens)
+        upper = bisect.bisect_left(self._lengths, tokens)
         return self.buckets[min(upper, len(self.buckets) - 1)].cap
 
     def item_ms(self, tokens: int) -> float:
         """What one text of `tokens` adds to a full batch."""
-        cap = self.cap(tokens)
-        return self.ms(cap, tokens) / cap
+        found = self._item_ms.get(tokens)
+        if found is None:
+            cap = self.cap(tokens)
+            found = self._item_ms[tokens] = self.ms(cap, tokens) / cap
+        return found
 
 
 def measure(

@@ -26,6 +26,7 @@ from narrows.work import Lane, Outcome, Timings, Work
 log = logging.getLogger(__name__)
 
 ENCODING, SEARCHING = range(2)  # the stages, as the guard numbers them
+NO_TIMINGS = Timings()
 TOO_LATE = "it waited too long to be ready by its deadline"
 
 R = TypeVar("R")
@@ -118,30 +119,34 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, works: Sequence[Work]) -> None:
-        """Queues the works of one call (one lane, all texts or all vectors), all or none.
+    def submit(self, *calls: Sequence[Work]) -> None:
+        """Queues the works of each call (one lane, all texts or all vectors), all or none.
 
         Refusals are delivered too, before this returns.
         """
         now_s = self._clock()
-        entries = [Entry(work, _Progress(work.vector, Timings()), now_s) for work in works]
+        refusals: list[Outcome] = []
+        with self._lock:
+            for works in calls:
+                refusals += self._enter(works, now_s)
+            for stage in self._schedulers():
+                if stage:
+                    self._wakes[id(stage)].notify()
+        self._deliver_safely(refusals)
+
+    def _enter(self, works: Sequence[Work], now_s: float) -> list[Outcome]:
+        """Queues the works of one call, or returns why not."""
         stages = [self._encoding] if works[0].vector is None else []
         if self._searching is not None and works[0].k > 0:
             stages.append(self._searching)
         assert stages, "a vector was submitted to an engine without an index"
-        with self._lock:
-            if self._closing:
-                refusals = [Outcome(work.request_id, "draining", "the server is shutting down") for work in works]
-            elif refused := admit(stages, works, now_s):
-                refusals = [
-                    Outcome(work.request_id, refused.reason, refused.message, refused.retry_after_ms) for work in works
-                ]
-            else:
-                refusals = []
-                for entry in entries:
-                    stages[0].add(entry)
-                self._wakes[id(stages[0])].notify()
-        self._deliver_safely(refusals)
+        if self._closing:
+            return [Outcome(work.request_id, "draining", "the server is shutting down") for work in works]
+        if refused := admit(stages, works, now_s):
+            return [Outcome(work.request_id, refused.reason, refused.message, refused.retry_after_ms) for work in works]
+        for work in works:
+            stages[0].add(Entry(work, _Progress(work.vector, NO_TIMINGS), now_s))
+        return []
 
     def cancel(self, request_ids: Sequence[int]) -> None:
         """Drops works that nobody waits for: they are not computed any further, and end as `cancelled`."""

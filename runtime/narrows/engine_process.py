@@ -26,7 +26,7 @@ from narrows.loading import start_engine
 from narrows.process import freeze_loaded, prepare_threads
 from narrows.quarantine import Guard, Journal
 from narrows.towers import available_cores
-from narrows.work import Outcome
+from narrows.work import Outcome, Work
 
 log = logging.getLogger(__name__)
 
@@ -146,16 +146,21 @@ class Fronts:
         if not data:
             self._detach(connection, engine)
             return
+        calls: list[list[Work]] = []
+        cancelled: list[int] = []
         for message in messages:
-            if isinstance(message, wire.Submit):
-                works = wire.works(message, connection.first_id)
-                connection.outstanding.update(work.request_id for work in works)
-                if quarantine.refuses(self._refused, works, time.monotonic()):
-                    self.deliver([Outcome(work.request_id, "poisonous", POISONOUS) for work in works])
-                else:
-                    engine.submit(works)
+            if isinstance(message, wire.Cancel):
+                cancelled += [connection.first_id + number for number in message.request_ids]
+                continue
+            works = wire.works(message, connection.first_id)
+            connection.outstanding.update([work.request_id for work in works])
+            if quarantine.refuses(self._refused, works, time.monotonic()):
+                self.deliver([Outcome(work.request_id, "poisonous", POISONOUS) for work in works])
             else:
-                engine.cancel([connection.first_id + number for number in message.request_ids])
+                calls.append(works)
+        engine.submit(*calls)
+        if cancelled:
+            engine.cancel(cancelled)
 
     def _detach(self, connection: Connection, engine: Engine) -> None:
         self._selector.unregister(connection.socket)

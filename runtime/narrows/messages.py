@@ -345,8 +345,12 @@ def _typed(
             return errors.InvalidRequestError(f"the message is too large: {message}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.DeadlineExceededError(message if reason else f"{target}: no answer within the deadline")
+        case grpc.StatusCode.UNAVAILABLE if reason == "ENGINE_DOWN":
+            return errors.EngineDownError(f"{target}: {message}", retry_after_ms)
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:  # CANCELLED: the server shut down meanwhile
             return errors.UnavailableError(f"{target}: {message}")
+        case grpc.StatusCode.INTERNAL if reason == "POISONOUS":
+            return errors.PoisonousError(message)
         case _:
             return errors.ServerError(f"{code.name}: {message}")
 

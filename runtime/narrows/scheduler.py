@@ -4,10 +4,14 @@ A scheduler serves one stage. It holds no thread, no lock and no clock: the call
 CLOCK_MONOTONIC. A batch's members are fixed only in `next_batch`, which the stage's worker calls when it is free.
 
 The rules:
-- A batch starts with the oldest work of its lane, so nothing starves, and takes the neighbours in length for as
-  long as the cost table says that joining costs no more than running alone, up to the smallest of the table's caps
+- A batch starts with the work whose turn it is in its lane, so nothing starves, and takes the neighbours in length for
+  as long as the cost table says that joining costs no more than running alone, up to the smallest of the table's caps
   for their lengths: so none joins to which the batch is too large already. Of these it keeps, from the nearest on, as
   many as get the most done in a millisecond.
+- Turns go round the sources of work, each stream being one, all other calls together another: by start-time fair
+  queuing (Goyal et al., SIGCOMM 1996), in the milliseconds of the cost table. One source alone is served by age.
+- A stream may take so many places of a lane as are free, times STREAM_SHARE, so that there is room for others (dynamic
+  thresholds, Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
 - Lanes go by priority. A lane with a minimum share runs first while it has had less than that share of the stage's
   time, counted over the batches closed while another lane was waiting too.
 - Work is refused at the door when a lane on its way is full, or when the predicted wait passes its deadline (`admit`).
@@ -20,7 +24,6 @@ import bisect
 import heapq
 import itertools
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
@@ -32,6 +35,7 @@ from narrows.work import Lane, Work
 T = TypeVar("T")
 
 ROUNDING = 1e-9
+STREAM_SHARE = 4  # one stream takes four fifths of a lane, two take four ninths each, and so on
 DEAD_DUES = 64  # so many, and one for each work that waits, may stay in the heap
 SHARE_WINDOW_MS = 10_000.0  # shares are those of about this much recent competition
 
@@ -72,38 +76,81 @@ class Refused:
     retry_after_ms: int = 0
 
 
+@dataclass(slots=True)
+class _Source:
+    """What waits of one source."""
+
+    works: int = 0
+    waiting_ms: float = 0.0
+    finish_ms: float = 0.0  # when its last work would be done, on the queue's clock
+
+
 class _Queue(Generic[T]):
-    """One lane's entries, by arrival and by length."""
+    """One lane's entries, by turn and by length."""
 
     def __init__(self, settings: LaneSettings, costs: CostTable) -> None:
         self.settings = settings
         self.costs = costs
-        self.by_arrival: OrderedDict[int, Entry[T]] = OrderedDict()
+        self.entries: dict[int, Entry[T]] = {}  # by request id, in the order of arrival
         self.by_length: list[tuple[int, int]] = []  # (tokens, request_id), sorted
+        self.sources: dict[int, _Source] = {}  # those of which something waits
         self.waiting_ms = 0.0
         self.served_ms = 0.0  # while another lane was waiting too
+        self._turns: list[tuple[float, int]] = []  # a heap of (start, request_id); may name work long gone
+        self._clock_ms = 0.0  # the start of the last turn
 
     def add(self, entry: Entry[T]) -> None:
-        self.by_arrival[entry.work.request_id] = entry
-        bisect.insort(self.by_length, (entry.work.tokens, entry.work.request_id))
-        self.waiting_ms += self.costs.item_ms(entry.work.tokens)
+        work, own_ms = entry.work, self.costs.item_ms(entry.work.tokens)
+        self.entries[work.request_id] = entry
+        bisect.insort(self.by_length, (work.tokens, work.request_id))
+        source = self.sources.setdefault(work.source, _Source())
+        start_ms = max(self._clock_ms, source.finish_ms)
+        source.finish_ms = start_ms + own_ms
+        heapq.heappush(self._turns, (start_ms, work.request_id))
+        source.works += 1
+        source.waiting_ms += own_ms
+        self.waiting_ms += own_ms
 
     def remove(self, request_id: int) -> Entry[T] | None:
-        entry = self.by_arrival.pop(request_id, None)
+        entry = self.entries.pop(request_id, None)
         if entry is not None:
-            key = (entry.work.tokens, request_id)
-            del self.by_length[bisect.bisect_left(self.by_length, key)]
-            self.waiting_ms -= self.costs.item_ms(entry.work.tokens)
-            if not self.by_arrival:
+            own_ms = self.costs.item_ms(entry.work.tokens)
+            del self.by_length[bisect.bisect_left(self.by_length, (entry.work.tokens, request_id))]
+            self.waiting_ms -= own_ms
+            source = self.sources[entry.work.source]
+            source.works -= 1
+            source.waiting_ms -= own_ms
+            if source.works == 0:
+                del self.sources[entry.work.source]
+            if not self.entries:
                 self.waiting_ms = 0.0  # what rounding left over
+                self._turns.clear()
         return entry
 
+    def room_for(self, works: Sequence[Work]) -> bool:
+        left = self.settings.max_queued - len(self.entries)
+        source = self.sources.get(works[0].source)
+        held = source.works if source and works[0].source else 0  # source 0 is many
+        return len(works) <= left and (held == 0 or held + len(works) <= STREAM_SHARE * left)
+
+    def waiting_before_ms(self, source: int, own_ms: float) -> float:
+        """What is served before new work of a source: its own, and of each other one as much, if it has so much."""
+        found = self.sources.get(source)
+        before_ms = own_ms + (found.waiting_ms if found else 0.0)
+        return sum(min(other.waiting_ms, before_ms) for other in self.sources.values())
+
     def pick(self) -> tuple[list[Entry[T]], list[float]]:
-        """The works of the next batch, the oldest first, and what the first 1, 2, ... of them take in milliseconds."""
-        oldest = next(iter(self.by_arrival.values()))
-        tokens = longest = total = oldest.work.tokens
-        position = bisect.bisect_left(self.by_length, (tokens, oldest.work.request_id))
-        chosen = [oldest]
+        """The works of the next batch, and what the first 1, 2, ... of them take in milliseconds.
+
+        The first is the one whose turn it is.
+        """
+        while self._turns[0][1] not in self.entries:
+            heapq.heappop(self._turns)
+        self._clock_ms, first_id = self._turns[0]
+        first = self.entries[first_id]
+        tokens = longest = total = first.work.tokens
+        position = bisect.bisect_left(self.by_length, (tokens, first.work.request_id))
+        chosen = [first]
         predicted_ms = self.costs.ms(1, tokens)
         prefix_ms = [predicted_ms]
         worth_ms = self.costs.item_ms(tokens)  # of a text: what it takes in a full batch of its like
@@ -127,7 +174,7 @@ class _Queue(Generic[T]):
                 # Joining costs more than running alone, and the next ones on this side are further away still.
                 shorter, longer = (-1, longer) if go_down else (shorter, len(self.by_length))
                 continue
-            chosen.append(self.by_arrival[request_id])
+            chosen.append(self.entries[request_id])
             prefix_ms.append(joined_ms)
             longest, total, cap, predicted_ms = max(longest, length), total + length, min(cap, own_cap), joined_ms
             worth_ms += self.costs.item_ms(length)
@@ -148,27 +195,32 @@ class Scheduler(Generic[T]):
         self._dues: list[tuple[float, int]] = []  # a heap of (due, request_id); may name work long gone
 
     def __len__(self) -> int:
-        return sum(len(queue.by_arrival) for queue in self._queues.values())
+        return sum(len(queue.entries) for queue in self._queues.values())
 
     def room_for(self, works: Sequence[Work]) -> bool:
         """Whether the lane of `works` (of one lane) can hold them too."""
-        queue = self._queues[works[0].lane]
-        return len(queue.by_arrival) + len(works) <= queue.settings.max_queued
+        return self._queues[works[0].lane].room_for(works)
 
     def own_ms(self, works: Sequence[Work]) -> float:
         """What `works` (of one lane) themselves take: full batches, or the one that they make together."""
         costs = self._queues[works[0].lane].costs
+        if len(works) == 1:  # the usual call
+            return costs.ms(1, works[0].tokens)
         longest = max(work.tokens for work in works)
         together_ms = costs.ms(min(len(works), costs.cap(longest)), longest)
         return max(together_ms, sum(costs.item_ms(work.tokens) for work in works))
 
-    def predicted_wait_ms(self, lane: Lane, now_s: float) -> float:
-        """How long new work of a lane waits before it runs: the running batch, its own lane and those before it."""
+    def predicted_wait_ms(self, lane: Lane, now_s: float, source: int = 0, own_ms: float = 0.0) -> float:
+        """How long new work waits before it runs: for the running batch, the lanes before its own, and its turn there.
+
+        The turn is that of a source's work that takes `own_ms`.
+        """
         waiting_ms = 0.0
         for name, queue in self._queues.items():
-            waiting_ms += queue.waiting_ms
             if name == lane:
+                waiting_ms += queue.waiting_before_ms(source, own_ms)
                 break
+            waiting_ms += queue.waiting_ms
         return max(0.0, (self._busy_until_s - now_s) * 1e3) + waiting_ms * self._pace.slowdown
 
     def _due_s(self, work: Work) -> float:
@@ -180,7 +232,7 @@ class Scheduler(Generic[T]):
         self._queues[entry.work.lane].add(entry)
         heapq.heappush(self._dues, (self._due_s(entry.work), entry.work.request_id))
         if len(self._dues) > 2 * len(self) + DEAD_DUES:  # under load the queue may never be empty
-            waiting = (item.work for queue in self._queues.values() for item in queue.by_arrival.values())
+            waiting = (item.work for queue in self._queues.values() for item in queue.entries.values())
             self._dues = [(self._due_s(work), work.request_id) for work in waiting]
             heapq.heapify(self._dues)
 
@@ -200,7 +252,7 @@ class Scheduler(Generic[T]):
         self._pace.free(now_s)
         dropped = self._drop_expired(now_s)
         overrun = self._pace.overrun
-        while waiting := [queue for queue in self._queues.values() if queue.by_arrival]:
+        while waiting := [queue for queue in self._queues.values() if queue.entries]:
             queue = _next_lane(waiting)
             picked, prefix_ms = queue.pick()
             ready_s = [now_s + ms * overrun / 1e3 for ms in prefix_ms]
@@ -228,7 +280,7 @@ class Scheduler(Generic[T]):
         return dropped
 
     def _first_in_time(self, queue: _Queue[T], picked: Sequence[Entry[T]], ready_s: Sequence[float]) -> int:
-        """How many of a batch, from its oldest on, are in time by themselves; 0 if what else waits cannot wait so long.
+        """How many of a batch, from its first on, are in time by themselves; 0 if what else waits cannot wait so long.
 
         `ready_s` is when the first 1, 2, ... of them would be ready.
         """
@@ -236,7 +288,7 @@ class Scheduler(Generic[T]):
         in_time = itertools.takewhile(lambda times: times[0] > times[1], zip(dues_s, ready_s, strict=True))
         size = len(list(in_time))
         first = {entry.work.request_id for entry in picked[:size]}
-        others = (entry.work for request_id, entry in queue.by_arrival.items() if request_id not in first)
+        others = (entry.work for request_id, entry in queue.entries.items() if request_id not in first)
         all_done_s = ready_s[size - 1] + queue.waiting_ms * self._pace.slowdown / 1e3
         return size if min(map(self._due_s, others), default=math.inf) > all_done_s else 0
 
@@ -264,8 +316,10 @@ def admit(stages: Sequence[Scheduler[T]], works: Sequence[Work], now_s: float) -
     Nothing is queued by asking. Refused is what finds a queue full, or whose predicted wait passes its deadline.
     """
     lane = works[0].lane
-    wait_ms = sum(stage.predicted_wait_ms(lane, now_s) for stage in stages)
-    own_ms = sum(stage.own_ms(works) for stage in stages)
+    takes_ms = [stage.own_ms(works) for stage in stages]
+    waits = zip(stages, takes_ms, strict=True)
+    wait_ms = sum(stage.predicted_wait_ms(lane, now_s, works[0].source, each_ms) for stage, each_ms in waits)
+    own_ms = sum(takes_ms)
     left_ms = (min(work.deadline_s for work in works) - now_s) * 1e3
     if own_ms > left_ms:
         message = f"this call takes {own_ms:.0f} ms by itself, and its deadline leaves {max(left_ms, 0):.0f} ms"

@@ -26,6 +26,7 @@ class Submit(msgspec.Struct, array_like=True, tag="submit", gc=False):
     lane: Lane
     deadline_s: float
     k: int
+    source: int
     lengths: list[int]
     tokens: bytes
     vectors: bytes
@@ -75,28 +76,29 @@ def submit(works: Sequence[Work]) -> Submit:
     ids = [work.request_id for work in works]
     if first.vector is not None:
         vectors = [_bytes(work.vector, FLOAT32) for work in works]
-        return Submit(ids, first.lane, first.deadline_s, first.k, [], b"", b"".join(vectors))
+        return Submit(ids, first.lane, first.deadline_s, first.k, first.source, [], b"", b"".join(vectors))
     texts = [work.token_ids for work in works if work.token_ids is not None]
     tokens = (texts[0] if len(texts) == 1 else np.concatenate(texts)).astype(INT32).tobytes()
-    return Submit(ids, first.lane, first.deadline_s, first.k, [len(text) for text in texts], tokens, b"")
+    return Submit(ids, first.lane, first.deadline_s, first.k, first.source, [len(text) for text in texts], tokens, b"")
 
 
 def works(message: Submit, first_id: int) -> list[Work]:
-    """The works of a message; `first_id` is added to their ids."""
+    """The works of a message; `first_id` is added to their ids, and to the number of a stream."""
+    source = first_id + message.source if message.source else 0
     count = len(message.request_ids)
     lane, deadline_s, k = message.lane, message.deadline_s, message.k
     if message.vectors:
         vectors = np.frombuffer(message.vectors, FLOAT32).reshape(count, -1)
         return [
-            Work(first_id + number, lane, deadline_s, vector=vector, k=k)
+            Work(first_id + number, lane, deadline_s, vector=vector, k=k, source=source)
             for number, vector in zip(message.request_ids, vectors, strict=True)
         ]
     tokens = np.frombuffer(message.tokens, INT32).astype(np.int64)
-    made, start = [], 0
-    for number, length in zip(message.request_ids, message.lengths, strict=True):
-        made.append(Work(first_id + number, lane, deadline_s, token_ids=tokens[start : start + length], k=k))
-        start += length
-    return made
+    texts = np.split(tokens, np.cumsum(message.lengths)[:-1]) if count > 1 else [tokens]
+    return [
+        Work(first_id + number, lane, deadline_s, token_ids=text, k=k, source=source)
+        for number, text in zip(message.request_ids, texts, strict=True)
+    ]
 
 
 def answered(outcomes: Sequence[Outcome], first_id: int) -> Outcomes:

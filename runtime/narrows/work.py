@@ -21,7 +21,7 @@ class Work:
     """One text to embed, or one vector to search with.
 
     `token_ids` (int64, (tokens,)) or `vector` (float32, (dim,)) is set; `k` = 0 means embed only; `deadline_s` is
-    absolute, on CLOCK_MONOTONIC.
+    absolute, on CLOCK_MONOTONIC. `source` is the stream that it came by; 0 is all calls that are none.
     """
 
     request_id: int
@@ -30,6 +30,7 @@ class Work:
     token_ids: npt.NDArray[np.int64] | None = None
     vector: npt.NDArray[np.float32] | None = None
     k: int = 0
+    source: int = 0
 
     @property
     def tokens(self) -> int:

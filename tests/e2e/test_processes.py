@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server_process import ServerProcess, server
 
-from narrows import Client, NarrowsError, ServerError, UnavailableError
+from narrows import Client, EngineDownError, NarrowsError, PoisonousError, UnavailableError
 from narrows.bundle import Bundle
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
@@ -120,8 +120,9 @@ def test_an_engine_that_dies_costs_calls_but_no_connection(many: ServerProcess, 
         before = seen.answered
         until(seen.answered > before + 20 for _ in iter(int, 1))
     assert seen.failures
-    assert {type(error) for error, _ in seen.failures} == {UnavailableError}
+    assert {type(error) for error, _ in seen.failures} == {EngineDownError}
     assert all("the engine has died" in str(error) for error, _ in seen.failures)
+    assert all(error.retry_after_ms >= 1 for error, _ in seen.failures if isinstance(error, EngineDownError))
     assert children(many, FRONT) == fronts
     assert children(many, ENGINE) != [engine]
 
@@ -203,16 +204,16 @@ def test_a_text_that_kills_the_engine_twice_is_refused_and_no_other(
         for _ in range(2):
             before = seen.answered
             until(seen.answered > before + 20 for _ in iter(int, 1))
-            with pytest.raises(UnavailableError, match="the engine has died"):
+            with pytest.raises(EngineDownError, match="the engine has died"):
                 client.search([DEADLY])
         before = seen.answered
         until(seen.answered > before + 20 for _ in iter(int, 1))
         (engine,) = children(running, ENGINE)
-        with pytest.raises(ServerError, match="refused for some minutes"):
+        with pytest.raises(PoisonousError, match="refused for some minutes"):
             client.search([DEADLY])
         assert len(client.search(["river " * 74], k=1)[0]) == 1
         assert children(running, ENGINE) == [engine]
-    assert {type(error) for error, _ in seen.failures} == {UnavailableError}
+    assert {type(error) for error, _ in seen.failures} == {EngineDownError}
 
 
 def test_an_engine_that_does_nothing_is_not_ready_and_the_fronts_are_alive(

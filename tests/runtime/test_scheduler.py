@@ -29,8 +29,15 @@ FAR = 1e9
 NUMBERS = itertools.count(1_000_000)  # request ids
 
 
-def work(request_id: int, tokens: int = 16, lane: Lane = "questions", deadline_s: float = FAR, k: int = 0) -> Work:
-    return Work(request_id, lane, deadline_s, token_ids=np.zeros(tokens, dtype=np.int64), k=k)
+def work(
+    request_id: int,
+    tokens: int = 16,
+    lane: Lane = "questions",
+    deadline_s: float = FAR,
+    k: int = 0,
+    source: int = 0,
+) -> Work:
+    return Work(request_id, lane, deadline_s, token_ids=np.zeros(tokens, dtype=np.int64), k=k, source=source)
 
 
 def scheduler(
@@ -270,6 +277,69 @@ def test_passages_wait_for_questions_but_not_the_other_way_round() -> None:
     assert queue.predicted_wait_ms("passages", 0.0) > GAINING.item_ms(64)
 
 
+LONE = CostTable((Bucket(256, (1,), (10.0,)),))  # a work a batch, each 10 ms
+
+
+def test_a_source_alone_is_served_by_age() -> None:
+    queue = scheduler(LONE)
+    add(queue, *(work(number, source=7) for number in (3, 1, 2)))
+    assert [next_ids(queue) for _ in range(3)] == [[3], [1], [2]]
+
+
+def test_a_stream_that_asks_for_much_does_not_hold_up_one_that_asks_for_little() -> None:
+    queue = scheduler(LONE)
+    add(queue, *(work(number, source=1) for number in range(100)))
+    assert next_ids(queue) == [0]
+    add(queue, work(200, source=2), work(300))
+    assert {*next_ids(queue), *next_ids(queue), *next_ids(queue)} == {1, 200, 300}
+    add(queue, work(201, source=2))
+    assert 201 in (*next_ids(queue), *next_ids(queue))
+
+
+def test_sources_share_the_time_not_the_number_of_works() -> None:
+    costs = CostTable((Bucket(16, (1,), (10.0,)), Bucket(64, (1,), (40.0,))))
+    queue = scheduler(costs)
+    add(queue, *(work(number, source=1) for number in range(100)))
+    add(queue, *(work(100 + number, 64, source=2) for number in range(100)))
+    ran = [next_ids(queue)[0] for _ in range(50)]
+    assert sum(number < 100 for number in ran) == pytest.approx(40, abs=1)
+
+
+def test_no_turn_is_saved_up() -> None:
+    queue = scheduler(LONE)
+    add(queue, *(work(number, source=1) for number in range(50)))
+    for _ in range(30):
+        next_ids(queue)
+    add(queue, *(work(100 + number, source=2) for number in range(50)))
+    ran = [next_ids(queue)[0] for _ in range(20)]
+    assert sum(number < 100 for number in ran) == pytest.approx(10, abs=1)
+
+
+def test_a_stream_leaves_room_for_others_and_all_other_calls_may_take_the_whole_lane() -> None:
+    queue = scheduler(max_queued=100)
+    taken = {1: 0, 2: 0, 0: 0}
+    ids = itertools.count()
+    for source in taken:
+        while admit([queue], [one := work(next(ids), source=source)], 0.0) is None:
+            add(queue, one)
+            taken[source] += 1
+    assert taken == {1: 80, 2: 16, 0: 4}
+
+
+def test_a_call_as_large_as_the_lane_fits_when_it_is_empty() -> None:
+    queue = scheduler(max_queued=4)
+    assert admit([queue], [work(number, source=1) for number in range(4)], 0.0) is None
+
+
+def test_the_predicted_wait_is_for_the_turn_and_not_for_all_that_a_stream_has() -> None:
+    queue = scheduler(LONE)
+    add(queue, *(work(number, source=1) for number in range(100)))
+    assert queue.predicted_wait_ms("questions", 0.0, 2, 10.0) == pytest.approx(10.0)
+    assert queue.predicted_wait_ms("questions", 0.0, 1, 10.0) == pytest.approx(1000.0)
+    assert admit([queue], [work(200, source=2, deadline_s=0.05)], 0.0) is None
+    assert admit([queue], [work(200, source=1, deadline_s=0.05)], 0.0) is not None
+
+
 def test_expired_and_cancelled_work_never_runs() -> None:
     queue = scheduler()
     add(queue, work(1, deadline_s=5.0), work(2, deadline_s=7.0), work(3), work(4))
@@ -417,6 +487,7 @@ def test_under_endless_load_with_far_deadlines_nothing_piles_up() -> None:
     st.lists(
         st.one_of(
             st.tuples(st.just("add"), st.integers(1, 256), st.sampled_from(["questions", "passages"])),
+            st.tuples(st.just("stream"), st.integers(1, 256), st.sampled_from(["questions", "passages"])),
             st.tuples(st.just("run"), st.just(0), st.just("")),
             st.tuples(st.just("cancel"), st.integers(0, 60), st.just("")),
         ),
@@ -429,6 +500,7 @@ def test_every_work_leaves_the_queue_exactly_once_and_none_is_overtaken_for_ever
     queue = scheduler()
     waiting: dict[int, tuple[Lane, int]] = {}  # id -> lane, batches of its lane that may still go before it
     ids = iter(range(1000))
+    streams = any(kind == "stream" for kind, *_ in steps)  # among sources turns go round; age counts within one
 
     def run() -> None:
         batch, dropped = queue.next_batch(0.0)
@@ -440,14 +512,15 @@ def test_every_work_leaves_the_queue_exactly_once_and_none_is_overtaken_for_ever
         for entry in batch.entries:
             assert waiting.pop(entry.work.request_id)[0] == batch.lane
         for request_id, (lane, ahead) in waiting.items():
-            if lane == batch.lane:
+            if lane == batch.lane and not streams:
                 assert ahead > 0, "overtaken by more batches than there were works before it"
                 waiting[request_id] = (lane, ahead - 1)
 
     for kind, number, lane in steps:
-        if kind == "add":
+        if kind in ("add", "stream"):
             request_id = next(ids)
-            add(queue, work(request_id, number, lane))
+            source = number % 3 + 1 if kind == "stream" else 0
+            add(queue, work(request_id, number, lane, source=source))
             waiting[request_id] = (lane, sum(1 for other, _ in waiting.values() if other == lane))
         elif kind == "run":
             run()

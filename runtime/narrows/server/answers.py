@@ -32,7 +32,9 @@ T = TypeVar("T")
 
 
 class Answers:
-    """Answers for one Application, with the backend of the moment. Deadlines are absolute, on CLOCK_MONOTONIC.
+    """Answers for one Application, with the backend of the moment.
+
+    Deadlines are absolute, on CLOCK_MONOTONIC; `source` is the stream that a request came by, 0 for a call of its own.
 
     Every method raises the errors that narrows.server.errors has in its table.
     """
@@ -43,7 +45,7 @@ class Answers:
         self._dispatcher = dispatcher
         self._texts = Texts(application.questions, application.passages)
 
-    async def search(self, request: pb.SearchRequest, deadline_s: float) -> pb.SearchResponse:
+    async def search(self, request: pb.SearchRequest, deadline_s: float, source: int = 0) -> pb.SearchResponse:
         """Answers questions, or searches with ready embeddings."""
         app, backend = self._app, self._backend()
         app.check_bundle(request.expected_bundle)
@@ -53,12 +55,12 @@ class Answers:
         if bool(request.questions) == request.HasField("question_embeddings"):
             raise InvalidRequestError("give exactly one of questions and question_embeddings", "questions")
         if request.questions:
-            outcomes, truncated, front = await self._search_texts(request, backend, k, deadline_s)
+            outcomes, truncated, front = await self._search_texts(request, backend, k, deadline_s, source)
         else:
             tensor = request.question_embeddings
             convert.check_count(tensor.rows, app.settings.max_items, "question_embeddings.rows", "embeddings")
             vectors = convert.checked_vectors(tensor, corpus.manifest.dim, corpus.manifest.max_norm)
-            outcomes = await self._dispatcher.search(backend.engine, vectors, deadline_s, k)
+            outcomes = await self._dispatcher.search(backend.engine, vectors, deadline_s, k, source)
             truncated, front = [], StageMs()
         started_s = time.monotonic()
         rows = np.concatenate([outcome.rows for outcome in outcomes if outcome.rows is not None])
@@ -70,7 +72,7 @@ class Answers:
             results=results, served=self._served(backend, outcomes, front, corpus), truncated=truncated
         )
 
-    async def encode(self, request: pb.EncodeRequest, deadline_s: float) -> pb.EncodeResponse:
+    async def encode(self, request: pb.EncodeRequest, deadline_s: float, source: int = 0) -> pb.EncodeResponse:
         """Embeds questions with one tower and passages with the other."""
         app, limits, backend = self._app, self._app.settings, self._backend()
         app.check_bundle(request.expected_bundle)
@@ -86,7 +88,7 @@ class Answers:
         on_too_long = request.on_too_long
         truncated = convert.check_lengths(question_texts, on_too_long, app.questions.max_tokens, "questions")
         truncated_passages = convert.check_lengths(passage_texts, on_too_long, app.passages.max_tokens, "passages")
-        outcomes = await self._embed_both(backend, question_texts, passage_texts, deadline_s)
+        outcomes = await self._embed_both(backend, question_texts, passage_texts, deadline_s, source)
         embeddings = np.stack([outcome.embedding for outcome in outcomes if outcome.embedding is not None])
         return pb.EncodeResponse(
             embeddings=convert.tensor_message(embeddings, request.dtype),
@@ -181,7 +183,7 @@ class Answers:
         return texts, StageMs(tokenize_ms=(time.monotonic() - started_s) * 1e3)
 
     async def _search_texts(
-        self, request: pb.SearchRequest, backend: Backend, k: int, deadline_s: float
+        self, request: pb.SearchRequest, backend: Backend, k: int, deadline_s: float, source: int
     ) -> tuple[list[Outcome], list[int], StageMs]:
         """The outcomes of a request's questions, the positions of those that were cut, and the time it took here."""
         app = self._app
@@ -189,7 +191,7 @@ class Answers:
         texts, front = await self._tokenize(convert.checked_questions(request.questions, app.settings), [])
         truncated = convert.check_lengths(texts, request.on_too_long, app.questions.max_tokens, "questions")
         ids = [text.ids for text in texts]
-        return await self._dispatcher.embed(backend.engine, "questions", ids, deadline_s, k), truncated, front
+        return await self._dispatcher.embed(backend.engine, "questions", ids, deadline_s, k, source), truncated, front
 
     async def _embed_both(
         self,
@@ -197,17 +199,18 @@ class Answers:
         questions: Sequence[TokenizedText],
         passages: Sequence[TokenizedText],
         deadline_s: float,
+        source: int,
     ) -> list[Outcome]:
         """Embeds both lanes at once; the questions' outcomes come first."""
         engine, embed = backend.engine, self._dispatcher.embed
         lanes: dict[Lane, Sequence[TokenizedText]] = {"questions": questions, "passages": passages}
         if not (questions and passages):  # the usual call has one lane, and needs no tasks
             lane: Lane = "questions" if questions else "passages"
-            return await embed(engine, lane, [text.ids for text in lanes[lane]], deadline_s)
+            return await embed(engine, lane, [text.ids for text in lanes[lane]], deadline_s, 0, source)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(embed(engine, lane, [text.ids for text in texts], deadline_s))
+                    group.create_task(embed(engine, lane, [text.ids for text in texts], deadline_s, 0, source))
                     for lane, texts in lanes.items()
                 ]
         except ExceptionGroup as failures:  # the first failure has cancelled the other lane

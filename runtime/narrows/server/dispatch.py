@@ -51,6 +51,7 @@ class Dispatcher:
         token_ids: Sequence[TokenIds],
         deadline_s: float,
         k: int = 0,
+        source: int = 0,
     ) -> list[Outcome]:
         """Embeds texts, and searches when k is above 0. All or nothing.
 
@@ -58,14 +59,16 @@ class Dispatcher:
             OverloadedError, DeadlineExceededError, UnavailableError, ServerError: the first work that failed.
         """
         return await self._run(
-            engine, [Work(next(self._ids), lane, deadline_s, token_ids=ids, k=k) for ids in token_ids]
+            engine, [Work(next(self._ids), lane, deadline_s, token_ids=ids, k=k, source=source) for ids in token_ids]
         )
 
     async def search(
-        self, engine: EngineHandle, vectors: npt.NDArray[np.float32], deadline_s: float, k: int
+        self, engine: EngineHandle, vectors: npt.NDArray[np.float32], deadline_s: float, k: int, source: int = 0
     ) -> list[Outcome]:
         """Searches with ready vectors, float32 (vectors, dim). All or nothing; raises as `embed` does."""
-        return await self._run(engine, [Work(next(self._ids), "questions", deadline_s, vector=v, k=k) for v in vectors])
+        return await self._run(
+            engine, [Work(next(self._ids), "questions", deadline_s, vector=v, k=k, source=source) for v in vectors]
+        )
 
     async def _run(self, engine: EngineHandle, works: list[Work]) -> list[Outcome]:
         call = _Call(self._loop.create_future(), len(works))

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
@@ -46,6 +47,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
     def __init__(self, answers: Answers, settings: ServerSettings) -> None:
         self.activity = Activity()
         self._answers = answers
+        self._sources = itertools.count(1)  # a number for each stream
         self._default_timeout_s = settings.default_deadline_ms / 1e3
         self._stream_limits = StreamLimits(settings.max_stream_in_flight, self._default_timeout_s)
 
@@ -59,7 +61,8 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         self, requests: AsyncIterator[pb.SearchStreamRequest], context: Context
     ) -> None:
         """Search, for many requests over one stream."""
-        kind = StreamKind("search", self._answers.search, pb.SearchStreamResponse)
+        answer = functools.partial(self._answers.search, source=next(self._sources))
+        kind = StreamKind("search", answer, pb.SearchStreamResponse)
         await serve_stream(context, kind, self._stream_limits, self.activity)
 
     @_rpc
@@ -72,7 +75,8 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServiceServicer):
         self, requests: AsyncIterator[pb.EncodeStreamRequest], context: Context
     ) -> None:
         """Encode, for many requests over one stream."""
-        kind = StreamKind("encode", self._answers.encode, pb.EncodeStreamResponse)
+        answer = functools.partial(self._answers.encode, source=next(self._sources))
+        kind = StreamKind("encode", answer, pb.EncodeStreamResponse)
         await serve_stream(context, kind, self._stream_limits, self.activity)
 
     @_rpc

@@ -10,7 +10,7 @@ An error is the gRPC status of the call, and its trailing metadata adds
 
   narrows-reason            a constant, one of those below
   narrows-field             the request field at fault, such as questions[3] (INVALID_ARGUMENT only)
-  grpc-retry-pushback-ms    when to try again (OVERLOADED only; gRPC's own retry obeys it)
+  grpc-retry-pushback-ms    when to try again (OVERLOADED and ENGINE_DOWN; gRPC's own retry obeys it)
 
 In a stream, the error of one request is an ItemError with the same code, reason, field and time. The reasons:
 
@@ -21,7 +21,9 @@ In a stream, the error of one request is an ItemError with the same code, reason
   OVERLOADED          RESOURCE_EXHAUSTED    the queue is full, or its wait exceeds the deadline; nothing was computed
   DEADLINE_EXCEEDED   DEADLINE_EXCEEDED     too late, or impossible in the time given
   DRAINING            UNAVAILABLE           the server is shutting down: try another
+  ENGINE_DOWN         UNAVAILABLE           the engine has died; another one will be there soon
   INTERNAL            INTERNAL              the server failed; its log says why
+  POISONOUS           INTERNAL              the engine has died of this very text or vector: refused for a while
 """
 
 import abc
