@@ -91,7 +91,7 @@ def seam_us(works_a_frame: int) -> float:
         while sent < FRAMES and sent * works_a_frame - answered < WINDOW * works_a_frame:
             front.sendall(frames[sent])
             sent += 1
-        answered += sum(len(wire.read_outcomes(payload)) for payload in reader.feed(front.recv(1 << 18)))
+        answered += sum(len(wire.read_outcomes(payload)[0]) for payload in reader.feed(front.recv(1 << 18)))
     Control(ours).send(Drain())
     used_s: float = connection.recv()
     process.join()

@@ -159,6 +159,12 @@ class Engine:
                     self._cancelled.add(request_id)
         self._deliver_safely(outcomes)
 
+    def begins_s(self, lane: Lane) -> float:
+        """When a call that came now would begin to run, on the engine's clock."""
+        now_s = self._clock()
+        with self._lock:
+            return now_s + self._encoding.predicted_wait_ms(lane, now_s) / 1e3
+
     def close(self) -> None:
         """Refuses new work, finishes what is queued, and ends the threads."""
         with self._lock:

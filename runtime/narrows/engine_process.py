@@ -26,10 +26,11 @@ from narrows.loading import start_engine
 from narrows.process import freeze_loaded, prepare_threads
 from narrows.quarantine import Guard, Journal
 from narrows.towers import available_cores
-from narrows.work import Outcome, Work
+from narrows.work import Lane, Outcome, Work
 
 log = logging.getLogger(__name__)
 
+LANES: tuple[Lane, ...] = ("questions", "passages")  # which clients ask in
 CONNECTION_SHIFT = 40  # request ids of one front lie below; the connection's number is above
 POISONOUS = "the engine has died twice while it worked on this; it is refused for some minutes"
 RECEIVE_BYTES = 1 << 18
@@ -75,6 +76,7 @@ class Fronts:
     def __init__(self, refused: Mapping[int, float]) -> None:
         """`refused`: digests of works that are not run, and until when."""
         self._refused = refused
+        self._engine: Engine | None = None  # once it serves
         self._connections: dict[int, Connection] = {}
         self._next_number = 1
         self._selector = selectors.DefaultSelector()
@@ -88,12 +90,13 @@ class Fronts:
         mine: dict[int, list[Outcome]] = {}
         for outcome in outcomes:
             mine.setdefault(outcome.request_id >> CONNECTION_SHIFT, []).append(outcome)
+        begins_s = {lane: self._engine.begins_s(lane) for lane in LANES} if self._engine else {}
         for number, some in mine.items():
             connection = self._connections.get(number)
             if connection is None:
                 continue  # it died
             connection.outstanding.difference_update(outcome.request_id for outcome in some)
-            if connection.send(wire.frame(wire.answered(some, connection.first_id))):
+            if connection.send(wire.frame(wire.answered(some, connection.first_id, begins_s))):
                 with self._lock:
                     self._blocked.append(connection)
                 os.eventfd_write(self._wake, 1)
@@ -106,6 +109,7 @@ class Fronts:
 
     def serve(self, engine: Engine, supervisor: Control) -> None:
         """Reads from all of them until the supervisor says that nothing more comes, or is gone."""
+        self._engine = engine
         self._selector.register(supervisor.wire, selectors.EVENT_READ, supervisor)
         while True:
             for key, events in self._selector.select():
@@ -125,6 +129,13 @@ class Fronts:
                         self._selector.modify(key.data.socket, selectors.EVENT_READ, key.data)
                     if events & selectors.EVENT_READ:
                         self._read(key.data, engine)
+
+    def close(self) -> None:
+        """Hangs up on all of them."""
+        for connection in self._connections.values():
+            connection.socket.close()
+        self._selector.close()
+        os.close(self._wake)
 
     def _watch_blocked(self) -> None:
         os.eventfd_read(self._wake)
@@ -165,8 +176,8 @@ class Fronts:
     def _detach(self, connection: Connection, engine: Engine) -> None:
         self._selector.unregister(connection.socket)
         del self._connections[connection.first_id >> CONNECTION_SHIFT]
-        connection.socket.close()
         engine.cancel(list(connection.outstanding))
+        connection.socket.close()
 
 
 def run(supervisor: Control, setup: Setup, journal: Journal) -> None:

@@ -58,10 +58,11 @@ class Refused(msgspec.Struct, array_like=True, gc=False):
 
 
 class Outcomes(msgspec.Struct, array_like=True, gc=False):
-    """What one batch led to, for one front."""
+    """What one batch led to, for one front; and when a call that comes now would begin to run."""
 
     answers: list[Answer]
     refused: list[Refused]
+    begins_s: dict[Lane, float]
 
 
 ToEngine = list[Submit | Cancel]
@@ -101,7 +102,7 @@ def works(message: Submit, first_id: int) -> list[Work]:
     ]
 
 
-def answered(outcomes: Sequence[Outcome], first_id: int) -> Outcomes:
+def answered(outcomes: Sequence[Outcome], first_id: int, begins_s: dict[Lane, float]) -> Outcomes:
     """The message for the outcomes of one front, whose ids had `first_id` added."""
     answers, refused = [], []
     for outcome in outcomes:
@@ -119,7 +120,7 @@ def answered(outcomes: Sequence[Outcome], first_id: int) -> Outcomes:
                 _bytes(outcome.scores, FLOAT32),
             )
         )
-    return Outcomes(answers, refused)
+    return Outcomes(answers, refused, begins_s)
 
 
 def outcomes(message: Outcomes) -> list[Outcome]:
@@ -152,13 +153,14 @@ def read_requests(payload: bytes) -> ToEngine:
     return _to_engine(payload)
 
 
-def read_outcomes(payload: bytes) -> list[Outcome]:
-    """The outcomes in a frame for a front.
+def read_outcomes(payload: bytes) -> tuple[list[Outcome], dict[Lane, float]]:
+    """The outcomes in a frame for a front, and when a call that comes now would begin to run.
 
     Raises:
         msgspec.MsgspecError: it holds something else.
     """
-    return outcomes(_outcomes(payload))
+    message = _outcomes(payload)
+    return outcomes(message), message.begins_s
 
 
 class Frames:

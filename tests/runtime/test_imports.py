@@ -98,3 +98,16 @@ def test_a_server_process_loads_no_training_library() -> None:
     code = f"import sys, {', '.join(modules)}; print(sorted({TRAINING!r} & set(sys.modules)))"
     done = run(code, set())
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("narrows.server.supervisor", {"onnxruntime", "faiss", "tokenizers"}),
+        ("narrows.server.front_process", {"onnxruntime", "faiss"}),
+    ],
+)
+def test_a_process_holds_only_what_it_needs(module: str, absent: set[str]) -> None:
+    """What a process does not load cannot end it, and takes no memory."""
+    done = run(f"import sys, {module}; print(sorted({absent!r} & set(sys.modules)))", set())
+    assert done.stdout.strip() == "[]", done.stderr

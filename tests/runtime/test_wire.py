@@ -78,10 +78,12 @@ def test_works_arrive_as_they_left(calls, lane, deadline_s, k, data) -> None:
     )
 )
 def test_outcomes_arrive_as_they_left_answers_first(sent: list[Outcome]) -> None:
-    message = wire.answered([shift(one) for one in sent], FIRST_ID)
+    message = wire.answered([shift(one) for one in sent], FIRST_ID, {"questions": 7.5})
     (payload,) = wire.Frames().feed(wire.frame(message))
     expected = [one for one in sent if one.refusal is None] + [one for one in sent if one.refusal is not None]
-    for there, here in zip(wire.read_outcomes(payload), expected, strict=True):
+    received, begins_s = wire.read_outcomes(payload)
+    assert begins_s == {"questions": 7.5}
+    for there, here in zip(received, expected, strict=True):
         assert (there.request_id, there.refusal, there.message) == (here.request_id, here.refusal, here.message)
         assert (there.retry_after_ms, there.timings) == (here.retry_after_ms, here.timings)
         for name in ("embedding", "rows", "scores"):
@@ -97,8 +99,8 @@ def test_an_embedding_stays_behind_where_rows_were_asked_for() -> None:
     outcome = Outcome(
         1, embedding=np.ones(DIM, np.float32), rows=np.arange(2), scores=np.ones(2, np.float32), timings=Timings()
     )
-    (payload,) = wire.Frames().feed(wire.frame(wire.answered([outcome], 0)))
-    assert wire.read_outcomes(payload)[0].embedding is None
+    (payload,) = wire.Frames().feed(wire.frame(wire.answered([outcome], 0, {})))
+    assert wire.read_outcomes(payload)[0][0].embedding is None
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00", b"\x93\x01\x02", msgspec.msgpack.encode([["submit", "x"]])])

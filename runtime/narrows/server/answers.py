@@ -9,7 +9,7 @@ import numpy as np
 
 import narrows
 from narrows.bundle import TowerManifest
-from narrows.errors import InvalidRequestError
+from narrows.errors import InvalidRequestError, OverloadedError
 from narrows.index.corpus import Corpus
 from narrows.server import convert
 from narrows.server.application import Application, Backend
@@ -50,6 +50,7 @@ class Answers:
         app, backend = self._app, self._backend()
         app.check_bundle(request.expected_bundle)
         corpus = backend.named_corpus(request.corpus)
+        _check_wait(backend, "questions", deadline_s, source)
         k = convert.checked_k(request.k, app.settings)
         convert.check_view(request.view)
         if bool(request.questions) == request.HasField("question_embeddings"):
@@ -79,6 +80,10 @@ class Answers:
         convert.check_dtype(request.dtype)
         count = len(request.questions) + len(request.passages)
         convert.check_count(count, limits.max_items, "questions", "texts (questions and passages)")
+        if request.questions:
+            _check_wait(backend, "questions", deadline_s, source)
+        if request.passages:
+            _check_wait(backend, "passages", deadline_s, source)
         size = count * app.bundle.manifest.dim * convert.DTYPES[request.dtype].itemsize
         convert.check_reply_bytes(size, limits, "Send fewer texts in one call")
         questions = convert.checked_questions(request.questions, limits)
@@ -228,6 +233,20 @@ class Answers:
             generation=corpus.generation if corpus else "",
             timings=convert.timings_message(outcomes, front),
         )
+
+
+def _check_wait(backend: Backend, lane: Lane, deadline_s: float, source: int) -> None:
+    """Turns a call away that cannot be in time, before anything is done for it. A stream has turns of its own.
+
+    Raises:
+        OverloadedError: its predicted wait exceeds its deadline.
+    """
+    begins_s = backend.engine.begins_s(lane)
+    if begins_s > deadline_s and not source:
+        now_s = time.monotonic()
+        wait_ms, left_ms = (begins_s - now_s) * 1e3, (deadline_s - now_s) * 1e3
+        message = f"the predicted wait is {wait_ms:.0f} ms, and the deadline leaves {left_ms:.0f} ms"
+        raise OverloadedError(message, max(1, round(wait_ms)))
 
 
 def _tower_message(tower: TowerManifest) -> pb.Tower:

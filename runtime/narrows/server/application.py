@@ -9,7 +9,7 @@ from narrows.errors import MismatchError, NotFoundError
 from narrows.index.corpus import Corpus
 from narrows.settings import ServerSettings
 from narrows.tokenizer import TowerTokenizer, load_tokenizer
-from narrows.work import Served, Work
+from narrows.work import Lane, Served, Work
 
 
 class EngineHandle(Protocol):
@@ -21,6 +21,10 @@ class EngineHandle(Protocol):
 
     def cancel(self, request_ids: Sequence[int]) -> None:
         """Drops works that nobody waits for."""
+        ...
+
+    def begins_s(self, lane: Lane) -> float:
+        """The earliest time, on CLOCK_MONOTONIC, at which a call of its own (no stream's) that came now would run."""
         ...
 
 

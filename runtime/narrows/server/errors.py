@@ -1,6 +1,7 @@
 """The one table from Narrows' errors to gRPC: status code and reason, for calls and for the requests of a stream."""
 
 import logging
+import random
 from dataclasses import dataclass
 
 import grpc
@@ -22,6 +23,7 @@ from narrows.v1 import retrieval_pb2 as pb
 
 log = logging.getLogger(__name__)
 
+SPREAD = (1.0, 1.5)  # of the time when to come back, over what was predicted
 MAX_MESSAGE_BYTES = 2000  # clients refuse metadata over 8 KiB, and gRPC sends up to 3 bytes for one of these
 REASON, FIELD, PUSHBACK = "narrows-reason", "narrows-field", "grpc-retry-pushback-ms"
 
@@ -75,10 +77,14 @@ def failure_of(error: Exception) -> Failure:
         log.exception("a call failed unexpectedly", exc_info=error)
         return failure_of(ServerError("internal error; the server's log says more"))
     code, reason = CODES[type(error)]
+    retry_after_ms = None
+    if isinstance(error, (OverloadedError, EngineDownError)):
+        # Not the same for all who hear at one moment, or they would come back at one moment too.
+        retry_after_ms = round(error.retry_after_ms * random.uniform(*SPREAD))  # noqa: S311
     return Failure(
         code,
         reason,
         str(error).encode(errors="replace")[:MAX_MESSAGE_BYTES].decode(errors="ignore"),
         error.field if isinstance(error, InvalidRequestError) else "",
-        error.retry_after_ms if isinstance(error, (OverloadedError, EngineDownError)) else None,
+        retry_after_ms,
     )

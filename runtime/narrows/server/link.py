@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from narrows import wire
-from narrows.work import Outcome, Work
+from narrows.work import Lane, Outcome, Work
 
 DOWN = "the engine has died and is being started again"
 
@@ -29,6 +29,7 @@ class EngineLink(asyncio.Protocol):
         self._frames = wire.Frames()
         self._unsent: wire.ToEngine = []
         self._outstanding: set[int] = set()
+        self._begins_s: dict[Lane, float] = {}
         self._gone = False
 
     def submit(self, works: Sequence[Work]) -> None:
@@ -45,6 +46,10 @@ class EngineLink(asyncio.Protocol):
         if not self._gone:
             self._send(wire.Cancel(list(request_ids)))
 
+    def begins_s(self, lane: Lane) -> float:
+        """As the engine said last: later than what came since will run."""
+        return self._begins_s.get(lane, 0.0)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is ready."""
         assert isinstance(transport, asyncio.Transport)
@@ -54,7 +59,7 @@ class EngineLink(asyncio.Protocol):
         """Outcomes have come."""
         try:
             for payload in self._frames.feed(data):
-                outcomes = wire.read_outcomes(payload)
+                outcomes, self._begins_s = wire.read_outcomes(payload)
                 self._outstanding.difference_update([outcome.request_id for outcome in outcomes])
                 self._resolve(outcomes)
         except msgspec.MsgspecError:

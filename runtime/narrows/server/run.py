@@ -19,7 +19,7 @@ def serve(settings: ServerSettings, ready: Callable[[str], None]) -> None:
         SettingsError: the address cannot be listened on.
     """
     fronts = front_count(settings.frontends, len(os.sched_getaffinity(0)))
-    # Each way imports what it needs: a supervisor holds no model, no index and no gRPC.
+    # Each way imports what it needs: a supervisor needs no model, no index and no gRPC.
     if fronts:
         from narrows.server.supervisor import supervise
 

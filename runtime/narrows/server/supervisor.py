@@ -1,6 +1,6 @@
 """Keeps an engine process and N front processes running, brings them together, and stops them in order.
 
-It holds nothing that could crash: no gRPC, no model, no index. A front that dies loses its own calls and comes back; an
+It does nothing that could crash: no gRPC, no model, no index. A front that dies loses its own calls and comes back; an
 engine that dies comes back in the time it takes to load, and the fronts, which keep their connections, get a new one.
 """
 

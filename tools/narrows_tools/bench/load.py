@@ -57,6 +57,7 @@ class LoadReport:
     throughput_per_s: float  # OK
     goodput_per_s: float  # OK within the deadline
     latency: Quantiles
+    refusal: Quantiles  # of those that were refused: how soon they heard
     send_lag: Quantiles
     batch_size_mean: float  # of batches; 0: unknown
     padding_share: float | None
@@ -238,6 +239,7 @@ class _Record:
             throughput_per_s=len(counted_ok) / seconds,
             goodput_per_s=len(in_time) / seconds,
             latency=_quantiles(latency_ms[ok]),
+            refusal=_quantiles(latency_ms[[number for number in sent if self.replies[number].status == "refused"]]),
             send_lag=_quantiles((self.sent_s - self.intended_s)[sent] * 1e3),
             batch_size_mean=sizes.total() / sum(count / size for size, count in sizes.items()) if sizes else 0.0,
             padding_share=1 - sum(tokens for tokens, _ in known) / padded if padded else None,

@@ -38,6 +38,8 @@ def metrics_of(report: LoadReport, before: Usage | None = None, after: Usage | N
     }
     if report.counts["ok"]:
         metrics |= asdict(report.latency)
+    if report.counts["refused"]:
+        metrics["refusal_p99_ms"] = report.refusal.p99_ms
     if report.batch_size_mean:
         metrics["batch_size_mean"] = report.batch_size_mean
     if report.padding_share is not None:
