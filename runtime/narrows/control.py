@@ -115,8 +115,11 @@ def pair() -> tuple[socket.socket, socket.socket]:
 def begin_child() -> tuple[Control, Setup, list[int]]:
     """What a child process does first: takes up the wire that its command line names, and reads its setup.
 
-    Signals of the terminal are the supervisor's; it tells the child what to do about them.
+    Signals to stop are for the supervisor, who tells the child in its turn, though an init system may send them to all
+    of its processes.
     """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     with suppress(AttributeError, OSError):  # other systems; there the wire's end has to do
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     control = Control(socket.socket(fileno=int(sys.argv[1])))

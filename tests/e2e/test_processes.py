@@ -154,6 +154,18 @@ def test_a_front_that_dies_loses_only_its_own_calls(many: ServerProcess) -> None
     assert second in children(many, FRONT)
 
 
+def test_signals_to_stop_are_for_the_supervisor_alone(many: ServerProcess) -> None:
+    """Though an init system may send them to all processes: the others stop when it says so."""
+    before = all_children(many)
+    for process in before:
+        os.kill(process, signal.SIGTERM)
+        os.kill(process, signal.SIGINT)
+    with Client(many.address, timeout_s=PATIENCE_S) as client:
+        assert len(client.search(["rivers"], k=1)[0]) == 1
+    assert all_children(many) == before
+    assert many.stop() == 0
+
+
 def test_killed_outright_it_leaves_no_process(many: ServerProcess) -> None:
     processes = all_children(many)
     assert many.stop(signal.SIGKILL) == -signal.SIGKILL

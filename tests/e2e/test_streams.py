@@ -286,7 +286,7 @@ def test_a_stream_of_one_in_flight_answers_all_in_order(small_bundle: Bundle, sm
         run(running.address, test)
 
 
-def test_sigterm_answers_what_was_read_and_ends_the_stream(small_bundle: Bundle) -> None:
+def test_sigterm_answers_what_was_read_and_ends_the_stream(small_bundle: Bundle, frontends: str) -> None:
     async def test(stub: Stub) -> None:
         idle = stub.SearchStream()
         await idle.write(search_item("x", pb.SearchRequest(questions=["rivers"])))
@@ -309,6 +309,6 @@ def test_sigterm_answers_what_was_read_and_ends_the_stream(small_bundle: Bundle)
             assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
             assert dict(iter(ended.value.trailing_metadata()))["narrows-reason"] == "DRAINING"
 
-    with server(small_bundle.path, None, drain_ms="600000") as running:
+    with server(small_bundle.path, None, frontends=frontends, drain_ms="600000") as running:
         run(running.address, test)
         assert running.process.wait(30) == 0

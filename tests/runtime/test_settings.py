@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from narrows.errors import SettingsError
+from narrows.server.run import front_count
 from narrows.settings import NAMES, ServerSettings, load
 
 BUNDLE = {"bundle": "b"}
@@ -19,6 +20,7 @@ KINDS: dict[str, tuple[Any, str, str, Any, list[Any]]] = {
     "passages_min_share": (0.1, "0.2", "0.3", 0.0, [0.2, 0.3, 0.0]),
     "verify": ("stamp", '"full"', "stamp", "full", ["full", "stamp", "full"]),
     "log_level": ("info", '"debug"', "warning", "error", ["debug", "warning", "error"]),
+    "frontends": ("auto", "2", "0", "auto", [2, 0, "auto"]),
     "device": ("auto", '"cpu"', "auto", "cpu", ["cpu", "auto", "cpu"]),
 }  # fmt: skip
 
@@ -74,6 +76,7 @@ BAD = [
     ("max_items", "100001", "must be a whole number from 1 to 100000, not "),
     ("encode_threads", "-1", "must be a whole number from 0 to 1024, not "),
     ("max_reply_bytes", "1023", "must be a whole number from 1024 to 1073741824, not "),
+    ("frontends", "65", "must be auto or a whole number from 0 to 64, not "),
     ("drain_ms", "1" + "0" * 400, "must be a whole number from 0 to 3600000, not "),
     ("passages_min_share", "0.91", "must be from 0.0 to 0.9, not "),
     ("passages_min_share", "-0.1", "must be from 0.0 to 0.9, not "),
@@ -115,6 +118,7 @@ def test_out_of_bounds_names_the_origin(tmp_path: Path, name: str, value: str, w
         ("log_level", '"loud"', "must be debug or info or warning or error, not 'loud'"),
         ("device", '"CPU"', "must be auto or cpu"),
         ("device", "0", "must be auto or cpu"),
+        ("frontends", '"many"', "must be auto or a number, not 'many'"),
     ],
 )
 def test_toml_value_of_another_type(tmp_path: Path, name: str, toml: str, what: str) -> None:
@@ -168,3 +172,10 @@ def refusal(flags: dict[str, Any], environment: dict[str, str], file: Path | Non
     with pytest.raises(SettingsError) as caught:
         load(flags, environment, file)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("frontends", "cores", "expected"), [("auto", 2, 0), ("auto", 8, 1), ("auto", 33, 4), (3, 1, 3), (0, 64, 0)]
+)
+def test_a_front_for_eight_cores_or_as_many_as_are_asked_for(frontends: int | str, cores: int, expected: int) -> None:
+    assert front_count(frontends, cores) == expected

@@ -8,6 +8,7 @@ import msgspec
 from narrows import wire
 from narrows.work import Lane, Outcome, Work
 
+TOO_MANY = "too many texts are with the engine already"
 DOWN = "the engine has died and is being started again"
 
 
@@ -18,12 +19,20 @@ class EngineLink(asyncio.Protocol):
     """
 
     def __init__(
-        self, resolve: Callable[[Sequence[Outcome]], None], retry_after_ms: int, lost: Callable[[], None]
+        self,
+        resolve: Callable[[Sequence[Outcome]], None],
+        retry_after_ms: int,
+        lost: Callable[[], None],
+        max_outstanding: int,
     ) -> None:
-        """`resolve` takes outcomes, `lost` is told that the engine is gone; another comes `retry_after_ms` later."""
+        """`resolve` takes outcomes, `lost` is told that the engine is gone; another comes `retry_after_ms` later.
+
+        More than `max_outstanding` works are not sent: an engine that stands still must not fill this process.
+        """
         self._resolve = resolve
         self._lost = lost
         self._retry_after_ms = max(1, retry_after_ms)
+        self._max_outstanding = max_outstanding
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None  # None once the engine is gone
         self._frames = wire.Frames()
@@ -37,6 +46,9 @@ class EngineLink(asyncio.Protocol):
         ids = [work.request_id for work in works]
         if self._gone:
             self._end(ids)
+            return
+        if len(self._outstanding) + len(ids) > self._max_outstanding and works[0].lane != "canary":
+            self._resolve([Outcome(number, "overloaded", TOO_MANY, self._retry_after_ms) for number in ids])
             return
         self._outstanding.update(ids)
         self._send(wire.submit(works))

@@ -36,6 +36,7 @@ STOP_S = 5.0  # beyond the time for draining, before a child is killed
 class Child:
     """A running child process."""
 
+    module: str
     process: asyncio.subprocess.Process
     control: Control
     messages: "asyncio.Queue[Message | None]"  # None: it has closed its end
@@ -94,14 +95,16 @@ class Supervisor:
     async def stop(self) -> None:
         """Stops the fronts once they have finished what they began, then the engine."""
         limit_s = self._settings.drain_ms / 1e3 + STOP_S
-        fronts = list(self._fronts)
+        fronts = [child for child in self._children if child.module == FRONT]
         for child in fronts:
             child.send(Drain())
         await asyncio.gather(*(child.ended(limit_s) for child in fronts))
-        others = [child for child in self._children if child not in fronts]
-        for child in others:
-            child.send(Drain())
-        await asyncio.gather(*(child.ended(STOP_S) for child in others))
+        for child in self._children.difference(fronts):
+            if self._engine is not None and child is self._engine.child:
+                child.send(Drain())
+            else:  # it is still loading
+                child.process.kill()
+            await child.ended(STOP_S)
 
     def kill(self) -> None:
         """Ends all processes at once."""
@@ -152,7 +155,7 @@ class Supervisor:
                 sys.executable, "-P", *flags, "-c", program, str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
-        child = Child(process, Control(ours), asyncio.Queue())
+        child = Child(module, process, Control(ours), asyncio.Queue())
         loop = asyncio.get_running_loop()
 
         def receive() -> None:

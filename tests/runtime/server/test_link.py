@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from narrows.work import Outcome, Timings, Work
 
 FAR = 1e12
 RETRY_MS = 700
+MAX_OUTSTANDING = 5
 
 
 @dataclass
@@ -44,7 +45,7 @@ def run(test: Callable[[EngineLink, socket.socket, Inbox], Coroutine[Any, Any, N
         ours, engine = socket.socketpair()
         engine.setblocking(False)
         inbox = Inbox()
-        link = EngineLink(inbox.resolve, RETRY_MS, inbox.gone)
+        link = EngineLink(inbox.resolve, RETRY_MS, inbox.gone, MAX_OUTSTANDING)
         transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
         async with asyncio.timeout(30.0):
             await test(link, engine, inbox)
@@ -74,6 +75,22 @@ def test_what_one_turn_submits_leaves_in_one_frame_in_order() -> None:
         *submitted, cancelled = frame
         assert [message.request_ids for message in submitted] == [[0], [1], [2], [3], [4]]
         assert cancelled == wire.Cancel([3])
+
+    run(test)
+
+
+def test_what_an_engine_that_stands_still_cannot_take_is_refused_but_for_canaries() -> None:
+    async def test(link: EngineLink, engine: socket.socket, inbox: Inbox) -> None:
+        link.submit([work(number) for number in range(4)])
+        link.submit([work(10), work(11)])
+        assert {number: found.refusal for number, found in (await inbox.wait(2)).items()} == {
+            10: "overloaded",
+            11: "overloaded",
+        }
+        link.submit([work(12)])
+        link.submit([replace(work(13), lane="canary")])
+        frames = await received(engine)
+        assert [message.request_ids for frame in frames for message in frame] == [[0, 1, 2, 3], [12], [13]]
 
     run(test)
 
