@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 NARROWS = [sys.executable, "-W", "error", "-c", "import sys; from narrows_tools.cli.main import main; sys.exit(main())"]
 START_TIMEOUT_S = 120.0
+PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,11 @@ def run_narrows(*arguments: str, timeout_s: float = 120.0, **variables: str) -> 
         env=environment(**variables),
         check=False,
     )
+
+
+def until(reached: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
+    """Waits for something that other processes bring about."""
+    end_s = time.monotonic() + patience_s
+    while not reached():
+        assert time.monotonic() < end_s, "it does not come about"
+        time.sleep(0.02)

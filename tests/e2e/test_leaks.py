@@ -3,20 +3,18 @@
 import asyncio
 import os
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc.aio
 import pytest
-from server_process import ServerProcess, server
+from server_process import PATIENCE_S, ServerProcess, server, until
 
 from narrows import Client
 from narrows.bundle import Bundle
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
 
-PATIENCE_S = 60.0
 MIB = 1 << 20
 # The client's side of an HTTP/2 connection, no more: the preface and empty SETTINGS (RFC 9113, section 3.4).
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -39,15 +37,6 @@ def threads(running: ServerProcess) -> int:
 def resident_bytes(running: ServerProcess) -> int:
     pages = [int(Path(f"/proc/{number}/statm").read_text("ascii").split()[1]) for number in processes(running)]
     return sum(pages) * os.sysconf("SC_PAGESIZE")
-
-
-def until(condition: Iterator[bool], patience_s: float = PATIENCE_S) -> None:
-    end_s = time.monotonic() + patience_s
-    for value in condition:
-        if value:
-            return
-        assert time.monotonic() < end_s, "it does not come about"
-        time.sleep(0.05)
 
 
 def connections(address: str, count: int) -> list[socket.socket]:
@@ -90,8 +79,8 @@ def test_streams_that_are_cancelled_in_the_middle_leave_nothing(own: ServerProce
         client.search(["rivers"])
     before = descriptors(own), threads(own), resident_bytes(own)
     asyncio.run(cancel_many(60))
-    until(descriptors(own) <= before[0] for _ in iter(int, 1))
-    until(threads(own) <= before[1] for _ in iter(int, 1))
+    until(lambda: descriptors(own) <= before[0])
+    until(lambda: threads(own) <= before[1])
     assert resident_bytes(own) - before[2] < 16 * MIB
     with Client(own.address) as client:
         assert len(client.search(["rivers"], k=2)[0]) == 2
@@ -101,19 +90,19 @@ def test_idle_connections_cost_little_and_leave_nothing(own: ServerProcess) -> N
     many = 1000
     before = descriptors(own)
     first = connections(own.address, many)
-    until(descriptors(own) >= many for _ in iter(int, 1))
+    until(lambda: descriptors(own) >= many)
     held_bytes = resident_bytes(own)
     with Client(own.address) as client:
         assert len(client.search(["rivers"], k=2)[0]) == 2
     for connection in first:
         connection.close()
-    until(descriptors(own) <= before for _ in iter(int, 1))
+    until(lambda: descriptors(own) <= before)
     second = connections(own.address, many)
-    until(descriptors(own) >= many for _ in iter(int, 1))
+    until(lambda: descriptors(own) >= many)
     assert resident_bytes(own) - held_bytes < 16 * MIB, "the second thousand takes the first one's place"
     for connection in second:
         connection.close()
-    until(descriptors(own) <= before for _ in iter(int, 1))
+    until(lambda: descriptors(own) <= before)
 
 
 @pytest.mark.slow
@@ -122,9 +111,9 @@ def test_ten_thousand_half_open_connections_are_found_out(own: ServerProcess) ->
     """Nobody answers their pings any more: all are closed, and a question is answered meanwhile."""
     before = descriptors(own)
     held = connections(own.address, 10_000)
-    until(descriptors(own) >= 10_000 for _ in iter(int, 1))
+    until(lambda: descriptors(own) >= 10_000)
     with Client(own.address) as client:
         assert len(client.search(["rivers"], k=2)[0]) == 2
-    until((descriptors(own) <= before for _ in iter(int, 1)), 200.0)
+    until(lambda: descriptors(own) <= before, 200.0)
     for connection in held:
         connection.close()

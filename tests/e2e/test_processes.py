@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from server_process import ServerProcess, server
+from server_process import PATIENCE_S, ServerProcess, server, until
 
 from narrows import Client, EngineDownError, NarrowsError, PoisonousError, UnavailableError
 from narrows.bundle import Bundle
@@ -20,7 +20,6 @@ from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
 
 ENGINE, FRONT = "narrows.engine_process", "narrows.server.front_process"
-PATIENCE_S = 60.0
 HEALTH_S = 1.0  # within which health must say that the engine is gone
 
 
@@ -33,16 +32,6 @@ def children(running: ServerProcess, module: str) -> list[int]:
 
 def all_children(running: ServerProcess) -> list[int]:
     return children(running, ENGINE) + children(running, FRONT)
-
-
-def until(reached: "Iterator[bool]") -> None:
-    """Waits for a condition, given as an iterator of its values."""
-    end_s = time.monotonic() + PATIENCE_S
-    for value in reached:
-        if value:
-            return
-        assert time.monotonic() < end_s, "it does not come about"
-        time.sleep(0.02)
 
 
 def is_gone(process_id: int) -> bool:
@@ -58,6 +47,11 @@ class Load:
 
     answered: int = 0
     failures: list[tuple[NarrowsError, float]] = field(default_factory=list)
+
+    def goes_on(self) -> None:
+        """Waits for 20 more answers."""
+        before = self.answered
+        until(lambda: self.answered >= before + 20)
 
 
 @contextmanager
@@ -98,7 +92,7 @@ def many(small_bundle: Bundle, small_index: Path) -> Iterator[ServerProcess]:
         if running.process.poll() is None:
             seen += all_children(running)
             assert running.stop() == 0
-        until(all(map(is_gone, seen)) for _ in iter(int, 1))
+        until(lambda: all(map(is_gone, seen)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
@@ -111,14 +105,13 @@ def test_an_engine_that_dies_costs_calls_but_no_connection(many: ServerProcess, 
     ):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        until(seen.answered > 20 for _ in iter(int, 1))
+        seen.goes_on()
         os.kill(engine, number)
         killed_s = time.monotonic()
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert time.monotonic() - killed_s < HEALTH_S
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        before = seen.answered
-        until(seen.answered > before + 20 for _ in iter(int, 1))
+        seen.goes_on()
     assert seen.failures
     assert {type(error) for error, _ in seen.failures} == {EngineDownError}
     assert all("the engine has died" in str(error) for error, _ in seen.failures)
@@ -133,7 +126,7 @@ def test_a_call_to_a_dead_engine_says_why_and_when_to_come_back(many: ServerProc
         search = retrieval_pb2_grpc.RetrievalServiceStub(channel).Search
         search(pb.SearchRequest(questions=["rivers"]), timeout=PATIENCE_S)
         os.kill(engine, signal.SIGKILL)
-        until(is_gone(engine) for _ in iter(int, 1))
+        until(lambda: is_gone(engine))
         with pytest.raises(grpc.RpcError) as raised:
             search(pb.SearchRequest(questions=["rivers"]), timeout=PATIENCE_S)
         assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -145,11 +138,10 @@ def test_a_call_to_a_dead_engine_says_why_and_when_to_come_back(many: ServerProc
 def test_a_front_that_dies_loses_only_its_own_calls(many: ServerProcess) -> None:
     first, second = children(many, FRONT)
     with load(many.address, clients=8) as seen:
-        until(seen.answered > 50 for _ in iter(int, 1))
+        seen.goes_on()
         os.kill(first, signal.SIGKILL)
-        until(len(children(many, FRONT)) == 2 and first not in children(many, FRONT) for _ in iter(int, 1))
-        before = seen.answered
-        until(seen.answered > before + 50 for _ in iter(int, 1))
+        until(lambda: len(children(many, FRONT)) == 2 and first not in children(many, FRONT))
+        seen.goes_on()
     assert {type(error) for error, _ in seen.failures} <= {UnavailableError}
     assert second in children(many, FRONT)
 
@@ -169,7 +161,7 @@ def test_signals_to_stop_are_for_the_supervisor_alone(many: ServerProcess) -> No
 def test_killed_outright_it_leaves_no_process(many: ServerProcess) -> None:
     processes = all_children(many)
     assert many.stop(signal.SIGKILL) == -signal.SIGKILL
-    until(all(map(is_gone, processes)) for _ in iter(int, 1))
+    until(lambda: all(map(is_gone, processes)))
 
 
 def test_a_second_signal_ends_it_at_once(small_bundle: Bundle, frontends: str) -> None:
@@ -187,7 +179,7 @@ def test_a_second_signal_ends_it_at_once(small_bundle: Bundle, frontends: str) -
         running.process.send_signal(signal.SIGINT)
         running.process.send_signal(signal.SIGCONT)
         assert running.process.wait(30) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
-        until(all(map(is_gone, processes)) for _ in iter(int, 1))
+        until(lambda: all(map(is_gone, processes)))
 
 
 ABORTS = """
@@ -214,12 +206,10 @@ def test_a_text_that_kills_the_engine_twice_is_refused_and_no_other(
         load(running.address) as seen,
     ):
         for _ in range(2):
-            before = seen.answered
-            until(seen.answered > before + 20 for _ in iter(int, 1))
+            seen.goes_on()
             with pytest.raises(EngineDownError, match="the engine has died"):
                 client.search([DEADLY])
-        before = seen.answered
-        until(seen.answered > before + 20 for _ in iter(int, 1))
+        seen.goes_on()
         (engine,) = children(running, ENGINE)
         with pytest.raises(PoisonousError, match="refused for some minutes"):
             client.search([DEADLY])
