@@ -134,6 +134,7 @@ async def closed_loop(address: str, kind: str) -> int:
                 await stream.write(pb.EncodeStreamRequest(request_id=str(number), encode=request))
             while time.monotonic() < end_s:
                 answer = await stream.read()
+                assert isinstance(answer, pb.EncodeStreamResponse)
                 assert answer.HasField("result"), answer.error
                 done += 1
                 await stream.write(pb.EncodeStreamRequest(request_id=answer.request_id, encode=request))
