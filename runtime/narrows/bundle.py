@@ -186,6 +186,11 @@ class Bundle:
         """The manifest of one tower."""
         return self.manifest.towers[role]
 
+    @property
+    def tower_ids(self) -> tuple[str, str]:
+        """Of the question encoder and the context encoder."""
+        return self.tower("question_encoder").tower_id, self.tower("context_encoder").tower_id
+
     def file(self, tower: TowerManifest, name: str) -> Path:
         """The path of one of a tower's files."""
         return self.path / tower.directory / name

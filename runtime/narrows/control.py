@@ -31,11 +31,13 @@ PR_SET_PDEATHSIG = 1
 class Setup(msgspec.Struct, tag="setup"):
     """The first message to a child.
 
-    `listen` is for a front: the address, with the port that is kept for it. The rest is for the engine, whose journal
-    comes along: digests of works to run alone, and of those to refuse, with the time until when (narrows.quarantine).
+    `supervisor` is the parent's process id. `listen` is for a front: the address, with the port that is kept for it.
+    The rest is for the engine, whose journal comes along: digests of works to run alone, and of those to refuse, with
+    the time until when (narrows.quarantine).
     """
 
     settings: ServerSettings
+    supervisor: int
     listen: str = ""
     suspects: list[int] = []
     refused: dict[int, float] = {}
@@ -71,6 +73,10 @@ class Listening(msgspec.Struct, tag="listening"):
     """From a front: calls are answered."""
 
 
+class Lost(msgspec.Struct, tag="lost"):
+    """From a front: its connection to the engine has ended."""
+
+
 class Failed(msgspec.Struct, tag="failed"):
     """From a child that ends because of an error that was to be expected; `kind` is the error's type."""
 
@@ -78,7 +84,7 @@ class Failed(msgspec.Struct, tag="failed"):
     message: str
 
 
-Message = Setup | Attach | Drain | Ready | Cleared | Listening | Failed
+Message = Setup | Attach | Drain | Ready | Cleared | Listening | Lost | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +102,16 @@ class Control:
         data = msgspec.json.encode(message, enc_hook=_plain)
         socket.send_fds(self.wire, [data], list(descriptors), socket.MSG_NOSIGNAL)
 
+    def tell(self, message: Message) -> None:
+        """Sends, unless the other end is gone, which is noticed elsewhere."""
+        with suppress(ConnectionError):
+            self.send(message)
+
     def receive(self) -> tuple[Message, list[int]] | None:
         """The next message and its descriptors, which are the caller's now; None when the other end is gone."""
         try:
             data, descriptors, _, _ = socket.recv_fds(self.wire, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS)
-        except ConnectionResetError:
+        except ConnectionError:
             return None
         if not data:
             return None
@@ -124,8 +135,8 @@ def begin_child() -> tuple[Control, Setup, list[int]]:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     control = Control(socket.socket(fileno=int(sys.argv[1])))
     received = control.receive()
-    if received is None or not isinstance(received[0], Setup):
-        os._exit(1)
+    if received is None or not isinstance(received[0], Setup) or os.getppid() != received[0].supervisor:
+        os._exit(1)  # the supervisor is gone already
     log_to_stderr(received[0].settings.log_level)
     return control, received[0], received[1]
 

@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 import msgspec
 
@@ -124,6 +123,9 @@ class Fronts:
                             self.attach(socket.socket(fileno=descriptor))
                         case Drain(), _:
                             return
+                        case _:  # an Attach whose socket was lost for want of a descriptor
+                            log.error("no descriptor is left for a front's socket")
+                            os._exit(1)
                 else:
                     if events & selectors.EVENT_WRITE and not key.data.flush():
                         self._selector.modify(key.data.socket, selectors.EVENT_READ, key.data)
@@ -188,8 +190,7 @@ def run(supervisor: Control, setup: Setup, journal: Journal) -> None:
     """
 
     def cleared(digest: int) -> None:
-        with suppress(OSError):
-            supervisor.send(Cleared(digest))
+        supervisor.tell(Cleared(digest))
 
     settings = setup.settings
     fronts = Fronts(setup.refused)
@@ -199,19 +200,26 @@ def run(supervisor: Control, setup: Setup, journal: Journal) -> None:
     guard = Guard(journal, setup.suspects, cleared)
     engine, served = start_engine(settings, bundle, index, fronts.deliver, guard)
     freeze_loaded()
-    supervisor.send(Ready(served))
+    supervisor.tell(Ready(served))
     fronts.serve(engine, supervisor)
     engine.close()
+
+
+def _end_process(failure: threading.ExceptHookArgs) -> None:
+    """An engine that has lost a thread would stand still for ever; the supervisor starts another."""
+    log.critical("a thread has failed", exc_info=failure.exc_value)
+    os._exit(1)
 
 
 def main() -> int:
     """Runs an engine for the supervisor that started this process."""
     prepare_threads()
+    threading.excepthook = _end_process
     supervisor, setup, (journal,) = control.begin_child()
     with supervisor.wire:
         try:
             run(supervisor, setup, Journal(journal))
         except NarrowsError as error:
-            supervisor.send(Failed(type(error).__name__, str(error)))
+            supervisor.tell(Failed(type(error).__name__, str(error)))
             return 1
     return 0

@@ -12,6 +12,7 @@ from narrows.engine import EncodeStage, Engine, SearchStage
 from narrows.fastest import load_fastest
 from narrows.index import Index
 from narrows.index.opened import OpenIndex
+from narrows.index.store import identity
 from narrows.quarantine import Guard
 from narrows.scheduler import LaneSettings
 from narrows.settings import ServerSettings
@@ -73,7 +74,8 @@ def start_engine(
     ]
     engine = Engine(encode, search, lanes, deliver, guard=guard)
     log.info("ready after %.1f s on %d cores", time.monotonic() - started_s, cores)
-    return engine, Served(choice.question, choice.passage, "cpu", index.generation if index else "")
+    index_id = identity(index.manifest) if index else ""
+    return engine, Served(choice.question, choice.passage, "cpu", bundle.tower_ids, index_id)
 
 
 def _search_stage(index: Index, *, own_thread: bool) -> SearchStage:

@@ -8,8 +8,9 @@ that kills again is refused.
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ T = TypeVar("T")
 STAGES = 2  # each has a place in the journal: encoding and searching may run at the same time
 MAX_WORKS = 256  # noted of one batch
 PLACE_BYTES = 8 * (1 + MAX_WORKS)
-DEATHS = 2  # so many with the same work in the running batch, the last one alone, and it is refused
+MAX_SENT = 2000  # to one engine, of suspects and of refused works each: the latest
 REFUSED_S = 600.0
 
 
@@ -73,6 +74,7 @@ class Guard:
         self._journal = journal
         self._suspects = set(suspects)
         self._cleared = cleared
+        self._turn = threading.Lock()  # while there are suspects, the stages run one at a time
 
     def groups(self, items: Sequence[T], work_of: Callable[[T], Work]) -> list[Sequence[T]]:
         """Splits a batch into what may run together and each suspect alone."""
@@ -84,14 +86,16 @@ class Guard:
 
     @contextmanager
     def running(self, stage: int, works: Sequence[Work]) -> Iterator[None]:
-        """Notes what runs inside of it."""
-        digests = [digest(work) for work in works]
-        self._journal.begin(stage, digests)
-        try:
-            yield
-        finally:
-            self._journal.end(stage)
-        if self._suspects and len(digests) == 1 and digests[0] in self._suspects:
+        """Notes what runs inside of it, but for canaries."""
+        digests = [digest(work) for work in works if work.lane != "canary"]
+        with self._turn if self._suspects else nullcontext():
+            self._journal.begin(stage, digests)
+            try:
+                yield
+            finally:
+                self._journal.end(stage)
+        is_last = stage == STAGES - 1 or works[0].k == 0
+        if is_last and len(digests) == 1 and digests[0] in self._suspects:
             self._suspects.discard(digests[0])
             self._cleared(digests[0])
 
@@ -100,34 +104,40 @@ class Quarantine:
     """The supervisor's side. Times are in seconds on CLOCK_MONOTONIC."""
 
     def __init__(self) -> None:
-        self._deaths: dict[int, tuple[int, float]] = {}  # how many, and until when they count
+        self._suspects: dict[int, float] = {}  # until when
         self._refused: dict[int, float] = {}
 
     def died(self, digests: set[int], now_s: float) -> list[int]:
-        """Counts a death of the engine while these ran; returns those that are refused from now on."""
-        convicted = []
-        for number in digests:
-            deaths = self._deaths.get(number, (0, 0.0))[0] + 1
-            self._deaths[number] = (deaths, now_s + REFUSED_S)
-            if deaths >= DEATHS:
-                del self._deaths[number]
-                self._refused[number] = now_s + REFUSED_S
-                convicted.append(number)
-        return convicted
+        """Notes a death of the engine while these ran; returns those that are refused from now on.
+
+        One that was a suspect already is, if it ran alone; a suspect that did not run alone stays one.
+        """
+        self._expire(now_s)
+        if len(digests) == 1 and digests <= self._suspects.keys():
+            (convicted,) = digests
+            del self._suspects[convicted]
+            self._refused[convicted] = now_s + REFUSED_S
+            return [convicted]
+        self._suspects |= dict.fromkeys(digests, now_s + REFUSED_S)
+        return []
 
     def cleared(self, number: int) -> None:
         """It ran alone, and nothing happened."""
-        self._deaths.pop(number, None)
+        self._suspects.pop(number, None)
 
     def suspects(self, now_s: float) -> list[int]:
         """What the next engine must run alone."""
-        self._deaths = {number: found for number, found in self._deaths.items() if found[1] > now_s}
-        return list(self._deaths)
+        self._expire(now_s)
+        return list(self._suspects)[-MAX_SENT:]
 
     def refused(self, now_s: float) -> dict[int, float]:
         """What the next engine must refuse, and until when."""
+        self._expire(now_s)
+        return dict(list(self._refused.items())[-MAX_SENT:])
+
+    def _expire(self, now_s: float) -> None:
+        self._suspects = {number: until_s for number, until_s in self._suspects.items() if until_s > now_s}
         self._refused = {number: until_s for number, until_s in self._refused.items() if until_s > now_s}
-        return dict(self._refused)
 
 
 def refuses(refused: Mapping[int, float], works: Sequence[Work], now_s: float) -> bool:

@@ -24,8 +24,9 @@ import bisect
 import heapq
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from narrows.costs import CostTable
@@ -78,11 +79,11 @@ class Refused:
 
 @dataclass(slots=True)
 class _Source:
-    """What waits of one source."""
+    """What waits of one source: request ids by age; and when, on the lane's clock, its next turn begins."""
 
-    works: int = 0
+    start_ms: float
+    waiting: OrderedDict[int, None] = field(default_factory=OrderedDict)
     waiting_ms: float = 0.0
-    finish_ms: float = 0.0  # when its last work would be done, on the queue's clock
 
 
 class _Queue(Generic[T]):
@@ -96,41 +97,47 @@ class _Queue(Generic[T]):
         self.sources: dict[int, _Source] = {}  # those of which something waits
         self.waiting_ms = 0.0
         self.served_ms = 0.0  # while another lane was waiting too
-        self._turns: list[tuple[float, int]] = []  # a heap of (start, request_id); may name work long gone
         self._clock_ms = 0.0  # the start of the last turn
+        self._starts_ms: dict[int, float] = {}  # of sources of which nothing waits, while the clock is not there yet
 
     def add(self, entry: Entry[T]) -> None:
         work, own_ms = entry.work, self.costs.item_ms(entry.work.tokens)
         self.entries[work.request_id] = entry
         bisect.insort(self.by_length, (work.tokens, work.request_id))
-        source = self.sources.setdefault(work.source, _Source())
-        start_ms = max(self._clock_ms, source.finish_ms)
-        source.finish_ms = start_ms + own_ms
-        heapq.heappush(self._turns, (start_ms, work.request_id))
-        source.works += 1
+        source = self.sources.get(work.source)
+        if source is None:
+            start_ms = max(self._clock_ms, self._starts_ms.pop(work.source, 0.0))
+            source = self.sources[work.source] = _Source(start_ms)
+        source.waiting[work.request_id] = None
         source.waiting_ms += own_ms
         self.waiting_ms += own_ms
 
-    def remove(self, request_id: int) -> Entry[T] | None:
+    def remove(self, request_id: int, *, served: bool = False) -> Entry[T] | None:
+        """Takes a work out; only one that is served counts as a turn of its source."""
         entry = self.entries.pop(request_id, None)
-        if entry is not None:
-            own_ms = self.costs.item_ms(entry.work.tokens)
-            del self.by_length[bisect.bisect_left(self.by_length, (entry.work.tokens, request_id))]
-            self.waiting_ms -= own_ms
-            source = self.sources[entry.work.source]
-            source.works -= 1
-            source.waiting_ms -= own_ms
-            if source.works == 0:
-                del self.sources[entry.work.source]
-            if not self.entries:
-                self.waiting_ms = 0.0  # what rounding left over
-                self._turns.clear()
+        if entry is None:
+            return None
+        work, own_ms = entry.work, self.costs.item_ms(entry.work.tokens)
+        del self.by_length[bisect.bisect_left(self.by_length, (work.tokens, request_id))]
+        source = self.sources[work.source]
+        del source.waiting[request_id]
+        source.waiting_ms -= own_ms
+        self.waiting_ms -= own_ms
+        if served:
+            source.start_ms += own_ms
+        if not source.waiting:
+            del self.sources[work.source]
+            if source.start_ms > self._clock_ms:
+                self._starts_ms[work.source] = source.start_ms
+        if not self.entries:
+            self.waiting_ms = 0.0  # what rounding left over
+            self._starts_ms.clear()
         return entry
 
     def room_for(self, works: Sequence[Work]) -> bool:
         left = self.settings.max_queued - len(self.entries)
         source = self.sources.get(works[0].source)
-        held = source.works if source and works[0].source else 0  # source 0 is many
+        held = len(source.waiting) if source and works[0].source else 0  # source 0 is many
         return len(works) <= left and (held == 0 or held + len(works) <= STREAM_SHARE * left)
 
     def waiting_before_ms(self, source: int, own_ms: float) -> float:
@@ -144,10 +151,11 @@ class _Queue(Generic[T]):
 
         The first is the one whose turn it is.
         """
-        while self._turns[0][1] not in self.entries:
-            heapq.heappop(self._turns)
-        self._clock_ms, first_id = self._turns[0]
-        first = self.entries[first_id]
+        source = min(self.sources.values(), key=lambda each: each.start_ms)
+        if source.start_ms > self._clock_ms:
+            self._clock_ms = source.start_ms
+            self._starts_ms = {number: ms for number, ms in self._starts_ms.items() if ms > self._clock_ms}
+        first = self.entries[next(iter(source.waiting))]
         tokens = longest = total = first.work.tokens
         position = bisect.bisect_left(self.by_length, (tokens, first.work.request_id))
         chosen = [first]
@@ -295,7 +303,7 @@ class Scheduler(Generic[T]):
     def _take(self, batch: Batch[T], queue: _Queue[T], waiting: Sequence[_Queue[T]], now_s: float) -> None:
         """Takes a batch out of its queue, one of those where something waits, and counts it."""
         for entry in batch.entries:
-            queue.remove(entry.work.request_id)
+            queue.remove(entry.work.request_id, served=True)
         if len(waiting) > 1:
             queue.served_ms += batch.predicted_ms
             if sum(lane.served_ms for lane in waiting) > SHARE_WINDOW_MS:

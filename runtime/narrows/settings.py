@@ -48,7 +48,7 @@ class ServerSettings:
     device: str = _setting("auto", "where the towers run; both are the CPU so far", choices=("auto", "cpu"), flag=True)
     frontends: int | Literal["auto"] = _setting(
         "auto",
-        "processes for gRPC and tokenizing before one for the engine; 0: all in one process; auto: one for 8 cores",
+        "front processes (gRPC, tokenizing), and one for the engine; 0: one process for all; auto: a front for 8 cores",
         (0, 64),
         choices=("auto",),
         flag=True,
@@ -194,7 +194,7 @@ def _checked(name: str, value: Any, origin: str) -> Any:  # noqa: ANN401  (any T
     except OverflowError:  # infinite, or an integer beyond any float
         fits = False
     except (TypeError, ValueError):
-        raise SettingsError(f"{origin} must be {or_words}a number, not {value!r}") from None
+        raise SettingsError(f"{origin} must be {or_words}a {'whole ' * (kind is int)}number, not {value!r}") from None
     if not fits:
         raise SettingsError(
             f"{origin} must be {or_words}{'a whole number ' if kind is int else ''}from {low} to {high}, not {value!r}"

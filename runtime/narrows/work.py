@@ -68,9 +68,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What an engine computes with: variants of both towers, device, and the index's generation (empty: no index)."""
+    """What an engine computes with.
+
+    `tower_ids` are those of both towers; `index_id` stands for every byte of the index (empty: there is none).
+    """
 
     variant: str
     passage_variant: str
     device: str
-    generation: str
+    tower_ids: tuple[str, str]
+    index_id: str

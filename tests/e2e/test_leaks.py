@@ -16,6 +16,8 @@ from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
 
 MIB = 1 << 20
+
+pytestmark = pytest.mark.slow  # half a minute for either kind of server
 # The client's side of an HTTP/2 connection, no more: the preface and empty SETTINGS (RFC 9113, section 3.4).
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 PASSAGES = pb.EncodeRequest(passages=[pb.Passage(text="river " * 200)] * 32)
@@ -105,7 +107,6 @@ def test_idle_connections_cost_little_and_leave_nothing(own: ServerProcess) -> N
     until(lambda: descriptors(own) <= before)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ten_thousand_half_open_connections_are_found_out(own: ServerProcess) -> None:
     """Nobody answers their pings any more: all are closed, and a question is answered meanwhile."""

@@ -16,6 +16,7 @@ from server_process import PATIENCE_S, ServerProcess, server, until
 
 from narrows import Client, EngineDownError, NarrowsError, PoisonousError, UnavailableError
 from narrows.bundle import Bundle
+from narrows.index.build import BuildRequest, Progress, build_index
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
 
@@ -182,7 +183,10 @@ def test_a_second_signal_ends_it_at_once(small_bundle: Bundle, frontends: str) -
         until(lambda: all(map(is_gone, processes)))
 
 
-ABORTS = """
+# Two ways to die of a text, which has 77 tokens and is like nothing that is encoded at the start: at once, or in the
+# search with its embedding.
+ABORTS = {
+    "encode": """
 import os
 from narrows.encoder import Encoder
 encode = Encoder.encode
@@ -191,14 +195,32 @@ def aborts(self, token_ids):
         os.abort()
     return encode(self, token_ids)
 Encoder.encode = aborts
-"""
-DEADLY = "river " * 75  # 77 tokens, and like nothing that is encoded at the start
+""",
+    "search": """
+import os
+import numpy
+from narrows.encoder import Encoder
+from narrows.index.flat import FlatIndex
+encode, search, deadly = Encoder.encode, FlatIndex.search, []
+def marks(self, token_ids):
+    embeddings = encode(self, token_ids)
+    deadly.extend(e for e, ids in zip(embeddings, token_ids) if len(ids) == 77 and len(set(ids.tolist())) == 3)
+    return embeddings
+def aborts(self, queries, k):
+    if any(numpy.array_equal(query, e) for query in queries for e in deadly):
+        os.abort()
+    return search(self, queries, k)
+Encoder.encode, FlatIndex.search = marks, aborts
+""",
+}
+DEADLY = "river " * 75
 
 
+@pytest.mark.parametrize("stage", ABORTS)
 def test_a_text_that_kills_the_engine_twice_is_refused_and_no_other(
-    tmp_path: Path, small_bundle: Bundle, small_index: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_bundle: Bundle, small_index: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(ABORTS, "ascii")
+    (tmp_path / "sitecustomize.py").write_text(ABORTS[stage], "ascii")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     with (
         server(small_bundle.path, small_index, frontends="2") as running,
@@ -235,4 +257,47 @@ def test_an_engine_that_does_nothing_is_not_ready_and_the_fronts_are_alive(
         assert health.Check(health_pb2.HealthCheckRequest(service="liveness")).status == statuses.SERVING
         os.kill(engine, signal.SIGCONT)
         assert next(watch).status == statuses.SERVING
+        assert running.stop() == 0
+
+
+def passages_of(place: Path, kind: str) -> Path:
+    file = place / f"{kind}.tsv"
+    rows = [f"{number}\ta {kind} has number {number}\t{kind} {number}" for number in range(30)]
+    file.write_text("\n".join(["id\ttext\ttitle", *rows, ""]), "utf-8")
+    return file
+
+
+def test_rows_of_one_index_are_never_read_from_another(tmp_path: Path, small_bundle: Bundle) -> None:
+    """Neither by the fronts when the engine has opened a new one, nor by a front that comes when the engine has not."""
+
+    def build(kind: str) -> Path:
+        out = tmp_path / kind
+        build_index(small_bundle, BuildRequest(passages_of(tmp_path, kind), out, "i", "fp32", threads=1), Progress())
+        return out
+
+    place = build("film").rename(tmp_path / "index")
+    with (
+        server(small_bundle.path, place, frontends="1") as running,
+        Client(running.address, timeout_s=PATIENCE_S) as client,
+    ):
+
+        def kinds() -> set[str]:
+            """Which kind of passage answers, asked until somebody answers."""
+            while True:
+                try:
+                    return {hit.title.split()[0] for hit in client.search(["rivers"], k=10)[0]}
+                except UnavailableError:
+                    time.sleep(0.05)
+
+        assert kinds() == {"film"}
+        place.rename(tmp_path / "old")
+        build("city").rename(place)
+        assert kinds() == {"film"}
+        (front,) = children(running, FRONT)
+        os.kill(front, signal.SIGKILL)
+        until(lambda: kinds() == {"city"})
+        place.rename(tmp_path / "older")
+        build("bird").rename(place)
+        os.kill(children(running, ENGINE)[0], signal.SIGKILL)
+        until(lambda: kinds() == {"bird"})
         assert running.stop() == 0

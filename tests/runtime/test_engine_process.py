@@ -53,7 +53,7 @@ class Process:
         front, engine_side = socket.socketpair()
         front.settimeout(WAIT_S)
         with engine_side:
-            self.supervisor.send(Attach(Served("fp32", "fp32", "cpu", ""), 1), [engine_side.fileno()])
+            self.supervisor.send(Attach(Served("fp32", "fp32", "cpu", ("", ""), ""), 1), [engine_side.fileno()])
         return front
 
 

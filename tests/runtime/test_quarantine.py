@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from narrows import quarantine
-from narrows.quarantine import DEATHS, MAX_WORKS, REFUSED_S, Guard, Journal, Quarantine, digest
+from narrows.quarantine import MAX_WORKS, REFUSED_S, Guard, Journal, Quarantine, digest
 from narrows.work import Work
 
 
@@ -64,6 +64,20 @@ def test_suspects_run_alone_and_are_cleared_by_that() -> None:
     assert [len(group) for group in guard.groups(works, lambda item: item)] == [5]
 
 
+def test_a_suspect_is_cleared_by_its_last_stage_only_and_a_canary_is_never_noted() -> None:
+    journal, cleared = Journal.create(), list[int]()
+    searched = Work(1, "questions", 0.0, token_ids=np.array([101, 1, 102]), k=3)
+    guard = Guard(journal, [digest(searched)], cleared.append)
+    with guard.running(0, [searched]):
+        pass
+    assert cleared == []
+    with guard.running(1, [searched]):
+        pass
+    assert cleared == [digest(searched)]
+    with guard.running(0, [work(5, "canary")]):
+        assert journal.take() == set()
+
+
 def test_a_suspect_that_fails_is_not_cleared() -> None:
     cleared: list[int] = []
     guard = Guard(Journal.create(), [digest(work(1))], cleared.append)
@@ -72,17 +86,19 @@ def test_a_suspect_that_fails_is_not_cleared() -> None:
     assert cleared == []
 
 
-def test_who_was_there_at_two_deaths_is_refused_for_a_while() -> None:
+def test_who_is_there_at_a_death_and_then_alone_at_another_is_refused_for_a_while() -> None:
     found = Quarantine()
     assert found.died({1, 2}, 0.0) == []
     assert sorted(found.suspects(0.0)) == [1, 2]
     assert found.refused(0.0) == {}
     found.cleared(2)
+    assert found.died({1, 3}, 4.0) == [], "it did not run alone"
+    assert sorted(found.suspects(4.0)) == [1, 3]
+    found.cleared(3)
     assert found.died({1}, 5.0) == [1]
     assert found.suspects(5.0) == []
     refused = found.refused(5.0)
     assert refused == {1: 5.0 + REFUSED_S}
-    assert DEATHS == 2
     assert found.refused(5.0 + REFUSED_S) == {}
 
 

@@ -315,6 +315,32 @@ def test_no_turn_is_saved_up() -> None:
     assert sum(number < 100 for number in ran) == pytest.approx(10, abs=1)
 
 
+@pytest.mark.parametrize("waiting", [1, 2, 16])
+def test_a_stream_with_always_something_waiting_gets_its_share_and_no_more(waiting: int) -> None:
+    queue = scheduler(CostTable((Bucket(16, (1,), (5.0,)), Bucket(64, (1,), (40.0,)))))
+    spent_ms = {1: 0.0, 0: 0.0}
+    ids = itertools.count()
+    add(queue, *(work(next(ids), 64, source=1) for _ in range(waiting)), *(work(next(ids)) for _ in range(50)))
+    for _ in range(400):
+        batch = next_batch(queue)
+        (entry,) = batch.entries
+        spent_ms[entry.work.source] += batch.predicted_ms
+        add(queue, work(next(ids), entry.work.tokens, source=entry.work.source))  # one comes as one goes
+    assert spent_ms[0] / sum(spent_ms.values()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_what_is_cancelled_was_no_turn() -> None:
+    queue = scheduler(LONE)
+    add(queue, *(work(number, source=1) for number in range(50)), work(100))
+    add(queue, *(work(200 + number) for number in range(100)))
+    for number in range(100):
+        queue.cancel(200 + number)
+    next_ids(queue)
+    add(queue, work(300))
+    ran = [next_ids(queue)[0] for _ in range(4)]
+    assert {100, 300} <= set(ran)
+
+
 def test_a_stream_leaves_room_for_others_and_all_other_calls_may_take_the_whole_lane() -> None:
     queue = scheduler(max_queued=100)
     taken = {1: 0, 2: 0, 0: 0}

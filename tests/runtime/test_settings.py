@@ -104,11 +104,11 @@ def test_out_of_bounds_names_the_origin(tmp_path: Path, name: str, value: str, w
         ("max_items", "false", "must be a whole number from 1 to 100000, not False"),
         ("max_items", "1.5", "must be a whole number from 1 to 100000, not 1.5"),
         ("max_items", "inf", "must be a whole number from 1 to 100000, not inf"),
-        ("max_items", "nan", "must be a number, not nan"),
-        ("max_items", '"many"', "must be a number, not 'many'"),
-        ("max_items", "[1]", "must be a number, not [1]"),
-        ("max_items", "{a = 1}", "must be a number, not {'a': 1}"),
-        ("max_items", "1979-05-27", "must be a number, not "),
+        ("max_items", "nan", "must be a whole number, not nan"),
+        ("max_items", '"many"', "must be a whole number, not 'many'"),
+        ("max_items", "[1]", "must be a whole number, not [1]"),
+        ("max_items", "{a = 1}", "must be a whole number, not {'a': 1}"),
+        ("max_items", "1979-05-27", "must be a whole number, not "),
         ("passages_min_share", "true", "must be from 0.0 to 0.9, not True"),
         ("passages_min_share", '""', "must be a number, not ''"),
         ("bundle", "1", "must be a path"),
@@ -118,7 +118,7 @@ def test_out_of_bounds_names_the_origin(tmp_path: Path, name: str, value: str, w
         ("log_level", '"loud"', "must be debug or info or warning or error, not 'loud'"),
         ("device", '"CPU"', "must be auto or cpu"),
         ("device", "0", "must be auto or cpu"),
-        ("frontends", '"many"', "must be auto or a number, not 'many'"),
+        ("frontends", '"many"', "must be auto or a whole number, not 'many'"),
     ],
 )
 def test_toml_value_of_another_type(tmp_path: Path, name: str, toml: str, what: str) -> None:
@@ -129,7 +129,10 @@ def test_toml_value_of_another_type(tmp_path: Path, name: str, toml: str, what: 
 
 @pytest.mark.parametrize("value", ["1.5", "1.0", "1e3", "true", "ten", "0x10", "-"])
 def test_variable_that_is_not_a_whole_number(value: str) -> None:
-    assert refusal(BUNDLE, {"NARROWS_MAX_ITEMS": value}, None) == f"NARROWS_MAX_ITEMS must be a number, not {value!r}"
+    assert (
+        refusal(BUNDLE, {"NARROWS_MAX_ITEMS": value}, None)
+        == f"NARROWS_MAX_ITEMS must be a whole number, not {value!r}"
+    )
 
 
 def test_unknown_name_in_the_file(tmp_path: Path) -> None:

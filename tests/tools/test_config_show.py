@@ -62,7 +62,7 @@ def test_a_bad_value_is_refused_as_the_server_would(
 ) -> None:
     monkeypatch.setenv("NARROWS_MAX_K", "many")
     assert main.main(["config", "show"]) == 1
-    assert capsys.readouterr().err == "narrows: NARROWS_MAX_K must be a number, not 'many'\n"
+    assert capsys.readouterr().err == "narrows: NARROWS_MAX_K must be a whole number, not 'many'\n"
 
 
 def test_the_toml_is_a_file_for_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

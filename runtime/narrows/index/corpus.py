@@ -5,7 +5,7 @@ from pathlib import Path
 
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError
-from narrows.index.store import IndexManifest, check_towers, read_manifest
+from narrows.index.store import IndexManifest, check_towers, identity, read_manifest
 from narrows.passages import Passages
 
 
@@ -18,18 +18,18 @@ class Corpus:
     passages: Passages
 
 
-def open_corpus(path: Path, bundle: Bundle, generation: str) -> Corpus:
-    """Opens the passages of a generation that an engine has opened, and so checked, a moment ago.
+def open_corpus(path: Path, bundle: Bundle, index_id: str) -> Corpus:
+    """Opens the passages of the index of that identity, which an engine has opened, and so checked, a moment ago.
 
     Raises:
-        IndexFileError: it is not the current one any more, or cannot be read.
+        IndexFileError: another one is there now, or it cannot be read.
         MismatchError: another tower filled the index.
     """
-    current, manifest = read_manifest(path)
+    generation, manifest = read_manifest(path)
     check_towers(path, manifest, bundle)
+    if identity(manifest) != index_id:
+        raise IndexFileError(f"{path} was replaced since the engine opened it")
     try:
-        if current != generation:
-            raise FileNotFoundError(f"{current} has replaced it")
         return Corpus(manifest, generation, Passages(path / generation))
     except OSError as error:
         raise IndexFileError(f"generation {generation} of {path} cannot be opened: {error}") from None

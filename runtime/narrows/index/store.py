@@ -162,6 +162,11 @@ def remove_leftovers(path: Path) -> None:
                 entry.unlink(missing_ok=True)
 
 
+def identity(manifest: IndexManifest) -> str:
+    """Stands for every byte of a generation, as the manifest has the hashes of its files."""
+    return hashlib.sha256(manifests.encode(manifest)).hexdigest()
+
+
 def read_manifest(path: Path) -> tuple[str, IndexManifest]:
     """Returns the current generation's name and manifest.
 

@@ -4,11 +4,12 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 
 from narrows import bundle as bundles
 from narrows import control
-from narrows.control import Attach, Control, Drain, Failed, Listening, Setup
-from narrows.errors import NarrowsError
+from narrows.control import Attach, Control, Drain, Failed, Listening, Lost, Setup
+from narrows.errors import BundleError, NarrowsError
 from narrows.index.corpus import Corpus, open_corpus
 from narrows.process import freeze_loaded, prepare_threads
 from narrows.server.application import Application, Backend, load_application
@@ -22,7 +23,9 @@ log = logging.getLogger(__name__)
 class Backends:
     """The backend of the moment: each engine that the supervisor attaches replaces the one before it."""
 
-    def __init__(self, app: Application, dispatcher: Dispatcher) -> None:
+    def __init__(self, app: Application, dispatcher: Dispatcher, lost: Callable[[], None]) -> None:
+        """`lost` is told of each engine that is gone."""
+        self._tell = lost
         self.changed = asyncio.Event()  # set at each coming and going
         self._app = app
         self._dispatcher = dispatcher
@@ -37,9 +40,12 @@ class Backends:
         """Takes an engine up.
 
         Raises:
-            IndexFileError, MismatchError: the index was replaced by one that does not belong to the bundle.
+            BundleError, IndexFileError, MismatchError: the engine has other files open than this process, or than are
+                there now.
         """
-        corpus = self._corpus(attach.served.generation)
+        if attach.served.tower_ids != self._app.bundle.tower_ids:
+            raise BundleError(f"{self._app.bundle.path} was replaced since the engine or this front opened it")
+        corpus = self._corpus(attach.served.index_id)
         settings = self._app.settings
         # All that may wait in the engine, and twice as much for what runs and what has been cancelled.
         most = 2 * (settings.max_queued_questions + settings.max_queued_passages)
@@ -48,19 +54,20 @@ class Backends:
         self._current = Backend(link, attach.served, corpus)
         self.changed.set()
 
-    def _corpus(self, generation: str) -> Corpus | None:
+    def _corpus(self, index_id: str) -> Corpus | None:
         """The passages of the engine's index; a build may have replaced them while the engine was down."""
         index = self._app.settings.index
         if index is None:
             return None
-        held = self._current.corpus if self._current else None
-        if held is not None and held.generation == generation:
-            return held
-        return open_corpus(index, self._app.bundle, generation)
+        held = self._current
+        if held is not None and held.served.index_id == index_id:
+            return held.corpus
+        return open_corpus(index, self._app.bundle, index_id)
 
     def _lost(self) -> None:
         log.error("the engine is gone; calls are refused until it is back")
         self.changed.set()
+        self._tell()
 
 
 async def run(supervisor: Control, setup: Setup) -> None:
@@ -73,7 +80,11 @@ async def run(supervisor: Control, setup: Setup) -> None:
     app = load_application(setup.settings, bundles.open_bundle(setup.settings.bundle, "stamp"))
     loop = asyncio.get_running_loop()
     dispatcher, stop = Dispatcher(loop), asyncio.Event()
-    backends = Backends(app, dispatcher)
+
+    def lost() -> None:
+        supervisor.tell(Lost())
+
+    backends = Backends(app, dispatcher, lost)
     await backends.attach(attach, descriptor)
     freeze_loaded()
     orders: asyncio.Queue[tuple[Attach, int]] = asyncio.Queue()
@@ -86,13 +97,16 @@ async def run(supervisor: Control, setup: Setup) -> None:
                 orders.put_nowait((another, descriptor))
             case Drain(), _:
                 stop.set()
+            case _:  # an Attach whose socket was lost for want of a descriptor
+                log.error("no descriptor is left for the engine's socket")
+                os._exit(1)
 
     async def take_up_engines() -> None:
         while True:
             await backends.attach(*await orders.get())
 
     def listening(_address: str) -> None:
-        supervisor.send(Listening())
+        supervisor.tell(Listening())
 
     loop.add_reader(supervisor.wire, receive)
     listen = Listen(setup.listen, shared=True)
@@ -114,6 +128,6 @@ def main() -> int:
         try:
             asyncio.run(run(supervisor, setup))
         except NarrowsError as error:
-            supervisor.send(Failed(type(error).__name__, str(error)))
+            supervisor.tell(Failed(type(error).__name__, str(error)))
             return 1
     return 0

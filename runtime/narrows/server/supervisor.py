@@ -12,13 +12,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from narrows import control
-from narrows.control import Attach, Cleared, Control, Drain, Failed, Listening, Message, Ready, Setup
-from narrows.errors import SettingsError
+from narrows.control import Attach, Cleared, Control, Drain, Failed, Listening, Lost, Message, Ready, Setup
+from narrows.errors import ServerError, SettingsError
 from narrows.quarantine import Journal, Quarantine
 from narrows.server.signals import stop_on_signals
 from narrows.settings import ServerSettings
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 ENGINE, FRONT = "narrows.engine_process", "narrows.server.front_process"
 LONG_LIFE_S = 10.0  # who lived so long is started again at once; who did not waits, twice as long each time
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 5.0
+FIRST_STARTS = 3  # without success, and the server gives up
 STOP_S = 5.0  # beyond the time for draining, before a child is killed
 
 
@@ -42,9 +43,19 @@ class Child:
     messages: "asyncio.Queue[Message | None]"  # None: it has closed its end
 
     def send(self, message: Message, *descriptors: int) -> None:
-        """Sends, unless it is gone; its end is noticed elsewhere."""
-        with suppress(OSError):
+        """Sends, unless it is gone, which is noticed elsewhere; one that does not read any more is killed."""
+        try:
             self.control.send(message, descriptors)
+        except ConnectionError:
+            pass
+        except OSError as error:
+            log.error("process %d cannot be told anything: %s; it is killed", self.process.pid, error)
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
 
     async def ended(self, within_s: float) -> None:
         """Waits for its end, and kills it after so long."""
@@ -53,7 +64,7 @@ class Child:
                 await self.process.wait()
         except TimeoutError:
             log.error("process %d does not stop; it is killed", self.process.pid)
-            self.process.kill()
+            self.kill()
             await self.process.wait()
 
 
@@ -103,14 +114,13 @@ class Supervisor:
             if self._engine is not None and child is self._engine.child:
                 child.send(Drain())
             else:  # it is still loading
-                child.process.kill()
+                child.kill()
             await child.ended(STOP_S)
 
     def kill(self) -> None:
         """Ends all processes at once."""
         for child in self._children:
-            with suppress(ProcessLookupError):
-                child.process.kill()
+            child.kill()
 
     def close(self) -> None:
         """Gives back what it holds; its processes have ended."""
@@ -123,43 +133,57 @@ class Supervisor:
         start: Callable[[], Coroutine[Any, Any, Child]],
         run: Callable[[Child], Coroutine[Any, Any, None]],
     ) -> None:
-        pause_s = 0.0
+        pause_s, failed_starts = 0.0, 0
         while True:
             started_s = time.monotonic()
-            child = await start()
-            await run(child)
-            code = await child.process.wait()
-            self._children.discard(child)
-            asyncio.get_running_loop().remove_reader(child.control.wire)
-            child.control.wire.close()
+            try:
+                child = await start()
+            except OSError as error:
+                how = f"cannot be started: {error}"
+            else:
+                await run(child)
+                how = f"(process {child.process.pid}) ended with {await child.process.wait()}"
+                self._children.discard(child)
+                asyncio.get_running_loop().remove_reader(child.control.wire)
+                child.control.wire.close()
+            if not self.all_listening.is_set():
+                failed_starts += 1
+                if failed_starts == FIRST_STARTS:
+                    raise ServerError(f"{module} {how}; it did not come up {FIRST_STARTS} times")
             lived_s = time.monotonic() - started_s
             pause_s = 0.0 if lived_s > LONG_LIFE_S else min(max(2 * pause_s, FIRST_PAUSE_S), MAX_PAUSE_S)
-            log.error("%s (process %d) ended with %d; it is started again", module, child.process.pid, code)
+            log.error("%s %s; it is started again", module, how)
             await asyncio.sleep(pause_s)
 
     async def _start_engine(self) -> Child:
         now_s = time.monotonic()
         suspects, refused = self._quarantine.suspects(now_s), self._quarantine.refused(now_s)
-        setup = Setup(self._settings, suspects=suspects, refused=refused)
+        setup = Setup(self._settings, os.getpid(), suspects=suspects, refused=refused)
         return await self._start(ENGINE, setup, self._journal.descriptor)
 
     async def _start_front(self) -> Child:
-        return await self._start(FRONT, Setup(self._settings, self._listen))
+        return await self._start(FRONT, Setup(self._settings, os.getpid(), self._listen))
 
     async def _start(self, module: str, setup: Setup, *descriptors: int) -> Child:
         ours, theirs = control.pair()
+        ours.setblocking(False)  # a child that does not read must not hold up the others
         flags = [f"-W{option}" for option in sys.warnoptions]
         program = f"from {module} import main; raise SystemExit(main())"
-        with theirs:
+        with theirs, ExitStack() as on_failure:
+            on_failure.callback(ours.close)
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", *flags, "-c", program, str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
+            on_failure.pop_all()
         child = Child(module, process, Control(ours), asyncio.Queue())
         loop = asyncio.get_running_loop()
 
         def receive() -> None:
-            received = child.control.receive()
+            try:
+                received = child.control.receive()
+            except BlockingIOError:
+                return
             if received is None:
                 loop.remove_reader(ours)
             child.messages.put_nowait(received[0] if received else None)
@@ -192,12 +216,18 @@ class Supervisor:
         try:
             while (message := await child.messages.get()) is not None:
                 match message:
+                    case Lost():
+                        self._attach(child)  # if only the connection has ended
                     case Listening():
                         self._listening.add(child)
                         if len(self._listening) == self._count:
                             self.all_listening.set()
                     case Failed() as failed:
                         self._failed(failed)
+                        if self._engine is not None and child not in self._listening:
+                            # It has just opened what is there now, and the engine has something else.
+                            log.error("the engine is started again, with the files that are there now")
+                            self._engine.child.kill()
         finally:
             self._fronts.discard(child)
             self._listening.discard(child)
@@ -213,7 +243,12 @@ class Supervisor:
         if self._engine is None:
             return
         message = Attach(self._engine.served, self._engine.load_ms)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            log.error("no connection between front and engine can be made: %s", error)
+            front.kill()
+            return
         with ours, theirs:
             self._engine.child.send(message, ours.fileno())
             front.send(message, theirs.fileno())
@@ -256,6 +291,7 @@ def _end_at_once(supervisor: Supervisor, number: int) -> None:
     supervisor.kill()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+    os._exit(128 + number)  # process 1 of a container cannot be ended by a signal
 
 
 def reserved(listen: str) -> socket.socket:
@@ -267,17 +303,18 @@ def reserved(listen: str) -> socket.socket:
     host, _, port = listen.rpartition(":")
     problem = SettingsError(f"cannot listen on {listen}: is the port in use, or the host name wrong?")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        found = socket.getaddrinfo(
             host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        )
         # Not shared at first: a second server on the same port is a mistake, not a load balancer.
-        with socket.socket(family, kind) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(address)
-            if not address[1]:
-                address = alone.getsockname()
-        kept = socket.socket(family, kind)
-    except OSError:
+        for family, kind, _, _, each in found:
+            with socket.socket(family, kind) as alone:
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                alone.bind(each)
+                if each == found[0][4]:
+                    address = alone.getsockname()
+        kept = socket.socket(found[0][0], found[0][1])
+    except (OSError, UnicodeError):
         raise problem from None
     try:
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
