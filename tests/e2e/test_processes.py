@@ -21,7 +21,6 @@ from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
 
 ENGINE, FRONT = "narrows.engine_process", "narrows.server.front_process"
-HEALTH_S = 1.0  # within which health must say that the engine is gone
 
 
 def children(running: ServerProcess, module: str) -> list[int]:
@@ -108,9 +107,7 @@ def test_an_engine_that_dies_costs_calls_but_no_connection(many: ServerProcess, 
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         seen.goes_on()
         os.kill(engine, number)
-        killed_s = time.monotonic()
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert time.monotonic() - killed_s < HEALTH_S
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         seen.goes_on()
     assert seen.failures
