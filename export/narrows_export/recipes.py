@@ -33,7 +33,7 @@ from narrows.bundle import (
 )
 from narrows.encoder import Encoder
 from narrows.errors import BundleError, ExportError
-from narrows.tokenizer import TowerTokenizer
+from narrows.tokenizer import TowerTokenizer, load_tokenizer
 from narrows_export import calibrate, checks, normalization
 from narrows_export.calibrate import Calibration
 from narrows_export.graph import quiet
@@ -283,7 +283,7 @@ def extend_bundle(
         calibrated = rounding(bundle) if rounding else Calibrated()
         towers = {tower.directory: tower for tower in manifest.towers.values()}
         for directory, tower in towers.items():
-            tokenizer = TowerTokenizer.load(bundle.file(tower, tower.tokenizer_file), tower.tokenizer, tower.max_tokens)
+            tokenizer = load_tokenizer(bundle, tower)
             made = dict(tower.variants)
             for name in names:
                 step(f"{directory.replace('_', ' ')}: making and checking {name}")

@@ -141,14 +141,10 @@ def begin_child() -> tuple[Control, Setup, list[int]]:
     return control, received[0], received[1]
 
 
-def raise_failure(failed: Failed) -> None:
-    """Raises what a child failed with.
-
-    Raises:
-        NarrowsError: always.
-    """
-    kind = getattr(errors, failed.kind, NarrowsError)
-    raise kind(failed.message)
+def error_of(failed: Failed) -> NarrowsError:
+    """What a child failed with."""
+    made: NarrowsError = getattr(errors, failed.kind, NarrowsError)(failed.message)
+    return made
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401  (whatever msgspec does not know)

@@ -18,14 +18,13 @@ import numpy.typing as npt
 from narrows.costs import CostTable
 from narrows.encoder import Embeddings
 from narrows.index import SearchHits
-from narrows.quarantine import Guard
+from narrows.quarantine import ENCODING, SEARCHING, Guard
 from narrows.scheduler import Batch, Entry, LaneSettings, Scheduler, admit
 from narrows.tokenizer import TokenIds
 from narrows.work import Lane, Outcome, Timings, Work
 
 log = logging.getLogger(__name__)
 
-ENCODING, SEARCHING = range(2)  # the stages, as the guard numbers them
 NO_TIMINGS = Timings()
 TOO_LATE = "it waited too long to be ready by its deadline"
 

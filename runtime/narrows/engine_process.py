@@ -15,16 +15,13 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from narrows import bundle as bundles
 from narrows import control, quarantine, wire
 from narrows.control import Attach, Cleared, Control, Drain, Failed, Ready, Setup
 from narrows.engine import Engine
 from narrows.errors import NarrowsError
-from narrows.index.opened import open_index
-from narrows.loading import start_engine
+from narrows.loading import open_files, start_engine
 from narrows.process import freeze_loaded, prepare_threads
 from narrows.quarantine import Guard, Journal
-from narrows.towers import available_cores
 from narrows.work import Lane, Outcome, Work
 
 log = logging.getLogger(__name__)
@@ -41,6 +38,7 @@ class Connection:
     def __init__(self, number: int, front: socket.socket) -> None:
         front.setblocking(False)
         self.socket = front
+        self.number = number
         self.first_id = number << CONNECTION_SHIFT
         self.frames = wire.Frames()
         self.outstanding: set[int] = set()
@@ -144,7 +142,7 @@ class Fronts:
         with self._lock:
             blocked, self._blocked = self._blocked, []
         for connection in blocked:
-            if connection.first_id >> CONNECTION_SHIFT in self._connections:
+            if connection.number in self._connections:
                 self._selector.modify(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, connection)
 
     def _read(self, connection: Connection, engine: Engine) -> None:
@@ -177,7 +175,7 @@ class Fronts:
 
     def _detach(self, connection: Connection, engine: Engine) -> None:
         self._selector.unregister(connection.socket)
-        del self._connections[connection.first_id >> CONNECTION_SHIFT]
+        del self._connections[connection.number]
         engine.cancel(list(connection.outstanding))
         connection.socket.close()
 
@@ -194,9 +192,7 @@ def run(supervisor: Control, setup: Setup, journal: Journal) -> None:
 
     settings = setup.settings
     fronts = Fronts(setup.refused)
-    bundle = bundles.open_bundle(settings.bundle, settings.verify)
-    threads = settings.search_threads or available_cores()
-    index = open_index(settings.index, bundle, threads, settings.verify) if settings.index else None
+    bundle, index = open_files(settings)
     guard = Guard(journal, setup.suspects, cleared)
     engine, served = start_engine(settings, bundle, index, fronts.deliver, guard)
     freeze_loaded()

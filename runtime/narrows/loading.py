@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from narrows import costs
-from narrows.bundle import Bundle
+from narrows.bundle import Bundle, open_bundle
 from narrows.engine import EncodeStage, Engine, SearchStage
 from narrows.fastest import load_fastest
 from narrows.index import Index
-from narrows.index.opened import OpenIndex
+from narrows.index.opened import OpenIndex, open_index
 from narrows.index.store import identity
 from narrows.quarantine import Guard
 from narrows.scheduler import LaneSettings
@@ -25,6 +25,17 @@ MAX_CANARIES = 128  # one or two from each front
 SEARCH_WARMUP_BATCH = 32
 SEARCH_WARMUP_K = 100
 SEARCH_WARMUP_BUDGET_MS = 300.0
+
+
+def open_files(settings: ServerSettings) -> tuple[Bundle, OpenIndex | None]:
+    """Opens and checks what the settings name.
+
+    Raises:
+        BundleError, IndexFileError, MismatchError: something is missing or changed, or does not belong together.
+    """
+    bundle = open_bundle(settings.bundle, settings.verify)
+    threads = settings.search_threads or available_cores()
+    return bundle, open_index(settings.index, bundle, threads, settings.verify) if settings.index else None
 
 
 def start_engine(

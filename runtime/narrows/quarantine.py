@@ -18,7 +18,7 @@ from narrows.work import Work
 
 T = TypeVar("T")
 
-STAGES = 2  # each has a place in the journal: encoding and searching may run at the same time
+ENCODING, SEARCHING = STAGES = range(2)  # each has a place in the journal: both may run at the same time
 MAX_WORKS = 256  # noted of one batch
 PLACE_BYTES = 8 * (1 + MAX_WORKS)
 MAX_SENT = 2000  # to one engine, of suspects and of refused works each: the latest
@@ -38,13 +38,13 @@ class Journal:
     def __init__(self, descriptor: int) -> None:
         """Maps the memory of a descriptor, which it takes over."""
         self.descriptor = descriptor
-        self._memory = mmap.mmap(descriptor, STAGES * PLACE_BYTES)
+        self._memory = mmap.mmap(descriptor, len(STAGES) * PLACE_BYTES)
 
     @classmethod
     def create(cls) -> "Journal":
         """A new one, empty."""
         descriptor = os.memfd_create("narrows-journal")
-        os.ftruncate(descriptor, STAGES * PLACE_BYTES)
+        os.ftruncate(descriptor, len(STAGES) * PLACE_BYTES)
         return cls(descriptor)
 
     def begin(self, stage: int, digests: Sequence[int]) -> None:
@@ -60,7 +60,7 @@ class Journal:
     def take(self) -> set[int]:
         """What was running, and forgets it."""
         found: set[int] = set()
-        for stage in range(STAGES):
+        for stage in STAGES:
             (count,) = struct.unpack_from("<Q", self._memory, stage * PLACE_BYTES)
             found.update(struct.unpack_from(f"<{count}Q", self._memory, stage * PLACE_BYTES + 8))
             self.end(stage)
@@ -80,9 +80,14 @@ class Guard:
         """Splits a batch into what may run together and each suspect alone."""
         if not self._suspects:
             return [items]
-        suspects = [item for item in items if digest(work_of(item)) in self._suspects]
-        others = [item for item in items if item not in suspects]
-        return [*([others] if others else []), *([suspect] for suspect in suspects)]
+        together: list[T] = []
+        alone: list[Sequence[T]] = []
+        for item in items:
+            if digest(work_of(item)) in self._suspects:
+                alone.append([item])
+            else:
+                together.append(item)
+        return [together, *alone] if together else alone
 
     @contextmanager
     def running(self, stage: int, works: Sequence[Work]) -> Iterator[None]:
@@ -94,7 +99,7 @@ class Guard:
                 yield
             finally:
                 self._journal.end(stage)
-        is_last = stage == STAGES - 1 or works[0].k == 0
+        is_last = stage == SEARCHING or works[0].k == 0
         if is_last and len(digests) == 1 and digests[0] in self._suspects:
             self._suspects.discard(digests[0])
             self._cleared(digests[0])

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from narrows.bundle import Bundle, Role, TokenizerSettings
+from narrows.bundle import Bundle, TokenizerSettings, TowerManifest
 from narrows.errors import BundleError
 from narrows.text_presets import RULES
 
@@ -148,11 +148,10 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
 
 
-def load_tokenizer(bundle: Bundle, role: Role) -> TowerTokenizer:
+def load_tokenizer(bundle: Bundle, tower: TowerManifest) -> TowerTokenizer:
     """The tokenizer of a bundle's tower.
 
     Raises:
         BundleError: its file is unreadable.
     """
-    tower = bundle.tower(role)
     return TowerTokenizer.load(bundle.file(tower, tower.tokenizer_file), tower.tokenizer, tower.max_tokens)

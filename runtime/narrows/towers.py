@@ -68,7 +68,7 @@ def load_towers(
         name = variant if isinstance(variant, str) else variant[role]
         key = (manifest.directory, name)
         if key not in loaded:
-            tokenizer = load_tokenizer(bundle, role)
+            tokenizer = load_tokenizer(bundle, manifest)
             encoder = load_encoder(bundle, role, name, tokenizer.pad_id, threads)
             loaded[key] = Tower(manifest, tokenizer, encoder, manifest.variants[name].packed)
         towers[role] = loaded[key]

@@ -5,7 +5,6 @@ the moment. Arrays travel as raw little-endian bytes; nothing in a frame can be 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -15,8 +14,6 @@ from narrows.work import Lane, Outcome, Refusal, Timings, Work
 
 LENGTH_BYTES = 4
 FLOAT32, INT32, INT64 = np.dtype("<f4"), np.dtype("<i4"), np.dtype("<i8")
-
-Message = TypeVar("Message")
 
 
 class Submit(msgspec.Struct, array_like=True, tag="submit", gc=False):

@@ -18,7 +18,7 @@ from narrows import durable
 from narrows.bundle import STAMP, Bundle, Role, open_bundle
 from narrows.encoder import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Encoder, Golden, load_encoder
 from narrows.errors import CheckpointError, ExportError, UnpairedTowersError
-from narrows.tokenizer import TowerTokenizer, build_tokenizer
+from narrows.tokenizer import TowerTokenizer, build_tokenizer, load_tokenizer
 from narrows.towers import Tower, load_towers
 from narrows_export import checkpoint, checks, corpus, graph, source
 from narrows_export.checkpoint import TorchTower
@@ -52,7 +52,7 @@ def everything_in(directory: Path) -> list[str]:
 
 def tokenizer_of(bundle: Bundle, role: Role) -> TowerTokenizer:
     tower = bundle.tower(role)
-    return TowerTokenizer.load(bundle.file(tower, tower.tokenizer_file), tower.tokenizer, tower.max_tokens)
+    return load_tokenizer(bundle, tower)
 
 
 # What a bundle holds

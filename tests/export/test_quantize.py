@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from narrows.bundle import Bundle, Rounding
 from narrows.encoder import Encoder
 from narrows.errors import NarrowsError
-from narrows.tokenizer import TowerTokenizer
+from narrows.tokenizer import load_tokenizer
 from narrows_export import calibrate
 from narrows_export.calibrate import Seen
 from narrows_export.quantize import INTEGER_PRODUCTS, products, quantize, round_weights
@@ -26,7 +26,7 @@ def tower_file(small_bundle: Bundle) -> Path:
 @pytest.fixture(scope="module")
 def seen(small_bundle: Bundle, tower_file: Path) -> Seen:
     tower = small_bundle.tower("context_encoder")
-    tokenizer = TowerTokenizer.load(small_bundle.file(tower, tower.tokenizer_file), tower.tokenizer, tower.max_tokens)
+    tokenizer = load_tokenizer(small_bundle, tower)
     texts = calibrate.read(()).token_ids(tokenizer, "context_encoder")[::10]
     return calibrate.observe(tower_file, texts, tokenizer.pad_id, threads=1)
 

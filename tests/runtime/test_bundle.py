@@ -14,7 +14,7 @@ from narrows import durable
 from narrows.bundle import STAMP, Bundle, Role, TowerManifest, open_bundle, tower_files, write_manifest
 from narrows.encoder import Golden, load_encoder
 from narrows.errors import BundleError
-from narrows.tokenizer import TowerTokenizer
+from narrows.tokenizer import load_tokenizer
 from narrows.towers import load_towers
 
 ROLES: tuple[Role, Role] = ("question_encoder", "context_encoder")
@@ -37,7 +37,7 @@ def refusal(path: Path) -> str:
 
 def pad_id(bundle: Bundle, role: Role) -> int:
     tower = bundle.tower(role)
-    return TowerTokenizer.load(bundle.file(tower, tower.tokenizer_file), tower.tokenizer, tower.max_tokens).pad_id
+    return load_tokenizer(bundle, tower).pad_id
 
 
 def test_these_are_all_files(small_bundle: Bundle) -> None:

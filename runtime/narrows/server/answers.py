@@ -241,8 +241,10 @@ def _check_wait(backend: Backend, lane: Lane, deadline_s: float, source: int) ->
     Raises:
         OverloadedError: its predicted wait exceeds its deadline.
     """
+    if source:
+        return
     begins_s = backend.engine.begins_s(lane)
-    if begins_s > deadline_s and not source:
+    if begins_s > deadline_s:
         now_s = time.monotonic()
         wait_ms, left_ms = (begins_s - now_s) * 1e3, (deadline_s - now_s) * 1e3
         message = f"the predicted wait is {wait_ms:.0f} ms, and the deadline leaves {left_ms:.0f} ms"

@@ -78,7 +78,8 @@ def load_application(settings: ServerSettings, bundle: Bundle) -> Application:
     Raises:
         BundleError: a file is unreadable.
     """
-    questions = passages = load_tokenizer(bundle, "question_encoder")
-    if bundle.tower("context_encoder").directory != bundle.tower("question_encoder").directory:
-        passages = load_tokenizer(bundle, "context_encoder")
+    question, context = bundle.tower("question_encoder"), bundle.tower("context_encoder")
+    questions = passages = load_tokenizer(bundle, question)
+    if context.directory != question.directory:
+        passages = load_tokenizer(bundle, context)
     return Application(settings, bundle, questions, passages)

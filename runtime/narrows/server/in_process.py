@@ -3,16 +3,13 @@
 import asyncio
 from collections.abc import Callable
 
-from narrows import bundle as bundles
-from narrows.index.opened import open_index
-from narrows.loading import start_engine
+from narrows.loading import open_files, start_engine
 from narrows.process import freeze_loaded, prepare_threads
 from narrows.server.application import Backend, load_application
 from narrows.server.dispatch import Dispatcher
 from narrows.server.front import Listen, serve_front
 from narrows.server.signals import stop_on_signals
 from narrows.settings import ServerSettings
-from narrows.towers import available_cores
 
 
 def serve_in_process(settings: ServerSettings, ready: Callable[[str], None]) -> None:
@@ -21,9 +18,7 @@ def serve_in_process(settings: ServerSettings, ready: Callable[[str], None]) -> 
     with asyncio.Runner() as runner:
         # Loaded before the loop runs, so that a signal ends the process at once while there is nothing to drain.
         dispatcher = Dispatcher(runner.get_loop())
-        bundle = bundles.open_bundle(settings.bundle, settings.verify)
-        threads = settings.search_threads or available_cores()
-        index = open_index(settings.index, bundle, threads, settings.verify) if settings.index else None
+        bundle, index = open_files(settings)
         app = load_application(settings, bundle)
         engine, served = start_engine(settings, bundle, index, dispatcher.deliver)
         backend = Backend(engine, served, index.corpus if index else None)

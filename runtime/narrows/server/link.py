@@ -34,17 +34,16 @@ class EngineLink(asyncio.Protocol):
         self._retry_after_ms = max(1, retry_after_ms)
         self._max_outstanding = max_outstanding
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None  # None once the engine is gone
+        self._transport: asyncio.Transport | None = None  # None before there is an engine, and once it is gone
         self._frames = wire.Frames()
         self._unsent: wire.ToEngine = []
         self._outstanding: set[int] = set()
         self._begins_s: dict[Lane, float] = {}
-        self._gone = False
 
     def submit(self, works: Sequence[Work]) -> None:
         """Sends the works of one call to the engine."""
         ids = [work.request_id for work in works]
-        if self._gone:
+        if self._transport is None:
             self._end(ids)
             return
         if len(self._outstanding) + len(ids) > self._max_outstanding and works[0].lane != "canary":
@@ -55,7 +54,7 @@ class EngineLink(asyncio.Protocol):
 
     def cancel(self, request_ids: Sequence[int]) -> None:
         """Tells the engine that nobody waits for these."""
-        if not self._gone:
+        if self._transport is not None:
             self._send(wire.Cancel(list(request_ids)))
 
     def begins_s(self, lane: Lane) -> float:
@@ -80,7 +79,7 @@ class EngineLink(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine is gone."""
-        self._gone = True
+        self._transport = None
         self._lost()
         ids, self._outstanding = list(self._outstanding), set()
         self._end(ids)
@@ -95,5 +94,5 @@ class EngineLink(asyncio.Protocol):
 
     def _flush(self) -> None:
         messages, self._unsent = self._unsent, []
-        if not self._gone and self._transport is not None:
+        if self._transport is not None:
             self._transport.write(wire.frame(messages))

@@ -88,9 +88,11 @@ class Supervisor:
         self._count = fronts
         self._engine: _Engine | None = None
         self._children: set[Child] = set()
-        self._fronts: set[Child] = set()
         self._listening: set[Child] = set()
         self.all_listening = asyncio.Event()
+
+    def _fronts(self) -> list[Child]:
+        return [child for child in self._children if child.module == FRONT]
 
     async def run(self) -> None:
         """Keeps all processes running until cancelled.
@@ -106,7 +108,7 @@ class Supervisor:
     async def stop(self) -> None:
         """Stops the fronts once they have finished what they began, then the engine."""
         limit_s = self._settings.drain_ms / 1e3 + STOP_S
-        fronts = [child for child in self._children if child.module == FRONT]
+        fronts = self._fronts()
         for child in fronts:
             child.send(Drain())
         await asyncio.gather(*(child.ended(limit_s) for child in fronts))
@@ -198,7 +200,7 @@ class Supervisor:
         match await child.messages.get():
             case Ready(served):
                 self._engine = _Engine(child, served, round((time.monotonic() - started_s) * 1e3))
-                for front in self._fronts:
+                for front in self._fronts():
                     self._attach(front)
                 while (message := await child.messages.get()) is not None:
                     if isinstance(message, Cleared):
@@ -211,7 +213,6 @@ class Supervisor:
                 self._failed(failed)
 
     async def _run_front(self, child: Child) -> None:
-        self._fronts.add(child)
         self._attach(child)
         try:
             while (message := await child.messages.get()) is not None:
@@ -229,13 +230,12 @@ class Supervisor:
                             log.error("the engine is started again, with the files that are there now")
                             self._engine.child.kill()
         finally:
-            self._fronts.discard(child)
             self._listening.discard(child)
 
     def _failed(self, failed: Failed) -> None:
         """At the start, what fails one process ends the server; later it may be over the next time."""
         if not self.all_listening.is_set():
-            control.raise_failure(failed)
+            raise control.error_of(failed)
         log.error("%s: %s", failed.kind, failed.message)
 
     def _attach(self, front: Child) -> None:

@@ -5,14 +5,14 @@ import pytest
 
 from narrows.bundle import Bundle
 from narrows.errors import BundleError
-from narrows.tokenizer import TowerTokenizer
+from narrows.tokenizer import TowerTokenizer, load_tokenizer
 from narrows_tools.bench.traffic import SHORT_TOKENS, Traffic, single_token_words
 
 
 @pytest.fixture(scope="module")
 def tokenizer(small_bundle: Bundle) -> TowerTokenizer:
     tower = small_bundle.tower("question_encoder")
-    return TowerTokenizer.load(small_bundle.file(tower, tower.tokenizer_file), tower.tokenizer, tower.max_tokens)
+    return load_tokenizer(small_bundle, tower)
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def in_process(what: InProcess, cores: Cores) -> InProcessTowers:
 
 def _serve(connection: Connection, what: InProcess) -> None:
     bundle = open_bundle(what.bundle)
-    tokenizer = load_tokenizer(bundle, ROLE)
+    tokenizer = load_tokenizer(bundle, bundle.tower(ROLE))
     cores = available_cores()
     counts = {1 << doublings for doublings in range(cores.bit_length())} | {cores}
     encoders = {

@@ -78,7 +78,8 @@ def traffic_of(bundle: Path, seed: int) -> Traffic:
         BundleError: it cannot be opened, or its vocabulary has too few words.
     """
     opened = open_bundle(bundle)
-    return Traffic(single_token_words(load_tokenizer(opened, ROLE)), opened.tower(ROLE).max_tokens, seed)
+    tower = opened.tower(ROLE)
+    return Traffic(single_token_words(load_tokenizer(opened, tower)), tower.max_tokens, seed)
 
 
 @contextmanager
