@@ -23,6 +23,7 @@ from pathlib import Path
 
 import grpc.aio
 import numpy as np
+import psutil
 
 from narrows import wire
 from narrows.control import Control, Drain, pair
@@ -36,7 +37,7 @@ from narrows.tokenizer import TokenIds
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
 from narrows.work import Work
-from narrows_tools.bench.servers import narrows_server
+from narrows_tools.bench.servers import narrows_server, usage_of
 
 DIM, TOKENS = 384, 14
 FRAMES = 3000
@@ -100,20 +101,18 @@ def seam_us(works_a_frame: int) -> float:
     return used_s * 1e6 / (FRAMES * works_a_frame)
 
 
-def cpu_s(process: int) -> float:
-    """CPU seconds of a process so far."""
-    fields = Path(f"/proc/{process}/stat").read_text("ascii").rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def processes(server: int) -> dict[str, list[int]]:
     """The process ids of a server: `front` and `engine`, which are one process where there are no fronts."""
-    children = Path(f"/proc/{server}/task/{server}/children").read_text("ascii").split()
+    children = psutil.Process(server).children()
     found: dict[str, list[int]] = {"front": [], "engine": []}
-    for child in map(int, children):
-        command = Path(f"/proc/{child}/cmdline").read_text("utf-8")
-        found["engine" if "engine_process" in command else "front"].append(child)
+    for child in children:
+        found["engine" if "engine_process" in " ".join(child.cmdline()) else "front"].append(child.pid)
     return found if children else {"both": [server]}
+
+
+def cpu_s(processes: Sequence[int]) -> float:
+    """CPU seconds of these processes so far."""
+    return sum(usage_of(each, ()).cpu_s for each in processes)
 
 
 async def closed_loop(address: str, kind: str) -> int:
@@ -161,10 +160,10 @@ def served(bundle: Path, fronts: int) -> dict[tuple[str, str], float]:
         who = processes(server.pid)
         asyncio.run(closed_loop(server.address, "unary"))  # warms up
         for kind in ("unary", "batch", "stream"):
-            before = {name: sum(map(cpu_s, ids)) for name, ids in who.items()}
+            before = {name: cpu_s(ids) for name, ids in who.items()}
             calls = asyncio.run(closed_loop(server.address, kind))
             for name, ids in who.items():
-                found[kind, name] = (sum(map(cpu_s, ids)) - before[name]) * 1e3 / calls
+                found[kind, name] = (cpu_s(ids) - before[name]) * 1e3 / calls
     return found
 
 

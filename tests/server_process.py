@@ -23,6 +23,11 @@ class ServerProcess:
     process: "subprocess.Popen[str]"
     address: str
 
+    def children(self) -> list[int]:
+        """The process ids of what it has started."""
+        main_thread = Path(f"/proc/{self.process.pid}/task/{self.process.pid}")
+        return [int(number) for number in (main_thread / "children").read_text("ascii").split()]
+
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 30.0) -> int:
         self.process.send_signal(number)
         return self.process.wait(timeout_s)

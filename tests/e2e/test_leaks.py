@@ -24,8 +24,7 @@ PASSAGES = pb.EncodeRequest(passages=[pb.Passage(text="river " * 200)] * 32)
 
 
 def processes(running: ServerProcess) -> list[int]:
-    main = running.process.pid
-    return [main, *map(int, Path(f"/proc/{main}/task/{main}/children").read_text("ascii").split())]
+    return [running.process.pid, *running.children()]
 
 
 def descriptors(running: ServerProcess) -> int:

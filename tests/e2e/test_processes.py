@@ -25,9 +25,7 @@ ENGINE, FRONT = "narrows.engine_process", "narrows.server.front_process"
 
 def children(running: ServerProcess, module: str) -> list[int]:
     """The process ids of a server's children that run `module`."""
-    main_thread = Path(f"/proc/{running.process.pid}/task/{running.process.pid}")
-    found = map(int, (main_thread / "children").read_text("ascii").split())
-    return [number for number in found if module in Path(f"/proc/{number}/cmdline").read_text("utf-8")]
+    return [number for number in running.children() if module in Path(f"/proc/{number}/cmdline").read_text("utf-8")]
 
 
 def all_children(running: ServerProcess) -> list[int]:
@@ -242,7 +240,7 @@ def test_an_engine_that_does_nothing_is_not_ready_and_the_fronts_are_alive(
 ) -> None:
     statuses = health_pb2.HealthCheckResponse
     with (
-        server(small_bundle.path, small_index, frontends="1", canary_deadline_ms="200") as running,
+        server(small_bundle.path, small_index, frontends="1", canary_deadline_ms="2000") as running,
         grpc.insecure_channel(running.address) as channel,
     ):
         (engine,) = children(running, ENGINE)
