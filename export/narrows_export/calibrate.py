@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 
 from narrows import durable, passage_files
-from narrows.encoder import ATTENTION_MASK, INPUT_IDS, pad_right
 from narrows.errors import GateDataError
+from narrows.padding import ATTENTION_MASK, INPUT_IDS, pad_right
 from narrows.quality import DataFile
 from narrows.tokenizer import TokenIds, TowerTokenizer
 from narrows_export import corpus

@@ -9,8 +9,9 @@ import torch
 
 from narrows.bundle import PairCheck, Role
 from narrows.costs import best_ms
-from narrows.encoder import Embeddings, Encoder, Golden, pad_right
+from narrows.encoder import Embeddings, Encoder, Golden
 from narrows.errors import ExportError
+from narrows.padding import pad_right
 from narrows.tokenizer import TokenIds, TowerTokenizer
 from narrows_export import corpus
 from narrows_export.checkpoint import TorchTower

@@ -23,8 +23,9 @@ from onnxruntime.transformers.fusion_options import FusionOptions
 from optimum.exporters.onnx import export as optimum_export
 from optimum.exporters.onnx.model_configs import BertOnnxConfig
 
-from narrows.encoder import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Encoder
+from narrows.encoder import Encoder
 from narrows.errors import CheckpointError, ExportError
+from narrows.padding import ATTENTION_MASK, EMBEDDING, INPUT_IDS
 from narrows_export import normalization, packing, pruning
 from narrows_export.checkpoint import TorchTower
 

@@ -186,6 +186,17 @@ class Bundle:
         """The manifest of one tower."""
         return self.manifest.towers[role]
 
+    def variant(self, role: Role, name: str) -> Variant:
+        """One variant of a tower.
+
+        Raises:
+            BundleError: the bundle lacks it.
+        """
+        found = self.tower(role).variants
+        if name not in found:
+            raise BundleError(f"{self.path} has no variant {name} of its {role}; it has {', '.join(found)}")
+        return found[name]
+
     @property
     def tower_ids(self) -> tuple[str, str]:
         """Of the question encoder and the context encoder."""

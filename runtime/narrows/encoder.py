@@ -4,21 +4,25 @@ On a CPU the embedding of a text is the same, bit for bit, alone and in any batc
 so (fp32 fused; CumSum for mean pooling) and the tests hold them to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from narrows.bound import BoundRuns
 from narrows.bundle import Bundle, Role
-from narrows.errors import BundleError
+from narrows.device import CPU, Device
+from narrows.errors import BundleError, DeviceError
+from narrows.padding import ATTENTION_MASK, EMBEDDING, INPUT_IDS, pad_right
 from narrows.tokenizer import TokenIds
 
 Embeddings = npt.NDArray[np.float32]
 
-INPUT_IDS, ATTENTION_MASK, EMBEDDING = "input_ids", "attention_mask", "embedding"
+MAX_TOKENS = 512  # of any BERT
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,33 +45,29 @@ class Golden:
             return cls(tuple(token_ids), arrays["embeddings"])
 
 
-def pad_right(token_ids: Sequence[TokenIds], pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Returns (input_ids, attention_mask), both int64 of shape (texts, tokens of the longest text)."""
-    longest = max(len(ids) for ids in token_ids)
-    input_ids = np.full((len(token_ids), longest), pad_id, dtype=np.int64)
-    mask = np.zeros_like(input_ids)
-    for row, ids in enumerate(token_ids):
-        input_ids[row, : len(ids)] = ids
-        mask[row, : len(ids)] = 1
-    return input_ids, mask
-
-
 class Encoder:
     """One tower on one device. `encode` may be called from several threads at a time."""
 
-    def __init__(self, model_file: Path, pad_id: int, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Spinning threads would take the cores from the event loop and from FAISS.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(model_file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises its own types, none of them public
-            raise BundleError(f"{model_file} cannot be loaded by ONNX Runtime: {error}; export again") from None
-        self._pad_id = pad_id
+    def __init__(
+        self, model_file: Path, pad_id: int, threads: int, device: Device = CPU, max_tokens: int = MAX_TOKENS
+    ) -> None:
+        """Loads a graph; where the device wants fixed shapes, of texts up to `max_tokens`, it runs each of them once.
+
+        Raises:
+            BundleError: ONNX Runtime cannot load it.
+            DeviceError: the device cannot, or has too little memory for the largest batches.
+        """
+        session = device.session(model_file, threads)
+        self._run: Callable[[Sequence[TokenIds]], Embeddings]
+        if device.grid is None:
+            self._run = partial(_run_as_it_comes, session, pad_id)
+        else:
+            try:
+                self._run = BoundRuns(session, device.grid.within(max_tokens), pad_id, device.buffer)
+            except Exception as error:  # onnxruntime's own
+                raise DeviceError(f"{device.name} cannot run the batches of {model_file}: {error}") from None
         self.threads = threads
+        self.device = device
 
     def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
         """Embeds texts in one right-padded batch.
@@ -81,24 +81,33 @@ class Encoder:
         Raises:
             BundleError: an embedding is not finite.
         """
-        input_ids, mask = pad_right(token_ids, self._pad_id)
-        result: Embeddings = self._session.run([EMBEDDING], {INPUT_IDS: input_ids, ATTENTION_MASK: mask})[0]
+        result = self._run(token_ids)
         if not np.isfinite(result).all():
             raise BundleError("the tower gave NaN or infinity for a text: its weights are damaged")
         return result
 
 
-def load_encoder(bundle: Bundle, role: Role, variant: str, pad_id: int, threads: int) -> Encoder:
+def _run_as_it_comes(session: onnxruntime.InferenceSession, pad_id: int, token_ids: Sequence[TokenIds]) -> Embeddings:
+    input_ids, mask = pad_right(token_ids, pad_id)
+    result: Embeddings = session.run([EMBEDDING], {INPUT_IDS: input_ids, ATTENTION_MASK: mask})[0]
+    return result
+
+
+def load_encoder(bundle: Bundle, role: Role, variant: str, pad_id: int, threads: int, device: Device = CPU) -> Encoder:
     """Loads one tower of a bundle and recomputes its golden embeddings on this machine.
 
     Raises:
         BundleError: the bundle lacks the variant, or a golden embedding is outside the variant's tolerance.
+        DeviceError: the device does not run this variant; or as `Encoder`.
     """
     tower = bundle.tower(role)
-    if variant not in tower.variants:
-        raise BundleError(f"{bundle.path} has no variant {variant} of its {role}; it has {', '.join(tower.variants)}")
-    entry = tower.variants[variant]
-    encoder = Encoder(bundle.file(tower, entry.file), pad_id, threads)
+    entry = bundle.variant(role, variant)
+    if device.variants and variant not in device.variants:
+        raise DeviceError(
+            f"{device.name} runs {' and '.join(device.variants)}, not {variant}: build the index with, or ask for, one "
+            "of these, or use --device cpu"
+        )
+    encoder = Encoder(bundle.file(tower, entry.file), pad_id, threads, device, tower.max_tokens)
     golden = Golden.load(bundle.file(tower, entry.golden_file))
     differences = [
         np.abs(encoder.encode([ids])[0] - expected).max()

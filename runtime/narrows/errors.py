@@ -73,6 +73,10 @@ class IndexFileError(NarrowsError):
     """An index is missing, damaged, half-written or of another schema version."""
 
 
+class DeviceError(NarrowsError):
+    """A GPU cannot be used: no driver, a library that does not load, too little memory, or a variant it cannot run."""
+
+
 class PassageFileError(NarrowsError):
     """A file of passages or documents breaks its format. The message starts with file and line."""
 

@@ -8,8 +8,11 @@ import numpy as np
 
 from narrows import costs
 from narrows.bundle import Bundle, open_bundle
+from narrows.device import CudaDevice
+from narrows.device import choose as choose_device
 from narrows.engine import EncodeStage, Engine, SearchStage
 from narrows.fastest import load_fastest
+from narrows.gpu_loading import load_on_gpu
 from narrows.index import Index
 from narrows.index.opened import OpenIndex, open_index
 from narrows.index.store import identity
@@ -22,7 +25,7 @@ from narrows.work import Lane, Outcome, Served
 log = logging.getLogger(__name__)
 
 MAX_CANARIES = 128  # one or two from each front
-SEARCH_WARMUP_BATCH = 32
+SEARCH_WARMUP_BATCH = {"own": 32, "device": 256}  # by affinity
 SEARCH_WARMUP_K = 100
 SEARCH_WARMUP_BUDGET_MS = 300.0
 
@@ -49,18 +52,23 @@ def start_engine(
 
     Raises:
         BundleError: a tower cannot be loaded, or is off its golden embeddings on this machine.
+        DeviceError: the device that the settings name cannot be used, or has too little memory.
     """
     started_s = time.monotonic()
     cores = available_cores()
-    index_variant = index.manifest.variant if index else None
-    choice, loaded = load_fastest(bundle, index_variant, settings.variant, settings.encode_threads or cores)
+    device = choose_device(settings.device)
+    if isinstance(device, CudaDevice):
+        choice, loaded = load_on_gpu(settings, bundle, index, device)
+    else:
+        index_variant = index.manifest.variant if index else None
+        choice, loaded = load_fastest(bundle, index_variant, settings.variant, settings.encode_threads or cores)
     if choice.warning:
         log.warning("%s", choice.warning)
     question, context = loaded["question_encoder"], loaded["context_encoder"]
     towers: dict[Lane, Tower] = {"canary": question, "questions": question, "passages": context}
     log.info(
-        "bundle %s (questions by %s, passages by %s) loaded after %.1f s",
-        bundle.path, choice.question, choice.passage, time.monotonic() - started_s,
+        "bundle %s (questions by %s, passages by %s) loaded on %s after %.1f s",
+        bundle.path, choice.question, choice.passage, device.name, time.monotonic() - started_s,
     )  # fmt: skip
 
     distinct = {id(tower): tower for tower in towers.values()}  # one model may be both towers
@@ -86,15 +94,16 @@ def start_engine(
     engine = Engine(encode, search, lanes, deliver, guard=guard)
     log.info("ready after %.1f s on %d cores", time.monotonic() - started_s, cores)
     index_id = identity(index.manifest) if index else ""
-    return engine, Served(choice.question, choice.passage, "cpu", bundle.tower_ids, index_id)
+    return engine, Served(choice.question, choice.passage, device.name, bundle.tower_ids, index_id)
 
 
 def _search_stage(index: Index, *, own_thread: bool) -> SearchStage:
-    """Warms the index up with one of its own kind of vectors and times its batches."""
-    queries = np.random.default_rng(0).standard_normal((SEARCH_WARMUP_BATCH, index.dim)).astype(np.float32)
+    """Warms the index up with its own vectors and times its batches."""
+    largest = SEARCH_WARMUP_BATCH[index.affinity]
+    queries = index.sample(largest)
 
     def run(batch_size: int, _tokens: int) -> None:
-        index.search(queries[:batch_size], SEARCH_WARMUP_K)
+        index.search(np.resize(queries, (batch_size, index.dim)), SEARCH_WARMUP_K)
 
-    table = costs.measure(run, [1], SEARCH_WARMUP_BATCH, SEARCH_WARMUP_BUDGET_MS, time.monotonic)
+    table = costs.measure(run, [1], largest, SEARCH_WARMUP_BUDGET_MS, time.monotonic)
     return SearchStage(index.search, table, own_thread)

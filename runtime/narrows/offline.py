@@ -2,7 +2,8 @@
 
 On a CPU two threads that each run a batch of their own do more than two that share one, and a batch need only be large
 enough to keep a core's multiplications busy: beyond some hundred tokens its activations outgrow the cache and it gets
-slower again (decision 036). So the towers are loaded with one thread each, and called from many.
+slower again (decision 036). So the towers are loaded with one thread each, and called from many. A GPU runs one batch
+at a time, a large one, while other threads wait for their turn.
 """
 
 import random
@@ -17,7 +18,6 @@ from narrows.encoder import Embeddings
 from narrows.tokenizer import TokenizedText
 from narrows.towers import Tower
 
-BATCH_TOKENS = 384  # of a batch, padding included; a longer text is a batch of its own
 CHUNKS_AHEAD = 1  # begun before the one that is waited for is done: no thread idles at a chunk's end
 
 
@@ -75,7 +75,8 @@ def _begin(pool: ThreadPoolExecutor, tower: Tower, texts: Sequence[TokenizedText
         embeddings[batch] = tower.encoder.encode([texts[number].ids for number in batch])
         return len(batch)
 
-    return _Chunk(texts, embeddings, [pool.submit(run, batch) for batch in batches([len(text.ids) for text in texts])])
+    grouped = batches([len(text.ids) for text in texts], tower.encoder.device.offline_batch_tokens)
+    return _Chunk(texts, embeddings, [pool.submit(run, batch) for batch in grouped])
 
 
 def _end(chunk: _Chunk, encoded: Callable[[int], object]) -> tuple[Sequence[TokenizedText], Embeddings]:
@@ -84,12 +85,15 @@ def _end(chunk: _Chunk, encoded: Callable[[int], object]) -> tuple[Sequence[Toke
     return chunk.texts, chunk.embeddings
 
 
-def batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Positions of texts, grouped by like length; the groups shuffled with a fixed seed, for an even progress."""
+def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Positions of texts, grouped by like length; the groups shuffled with a fixed seed, for an even progress.
+
+    A group has at most `batch_tokens`, padding included; a longer text is one of its own.
+    """
     longest_first = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     grouped, start = [], 0
     while start < len(longest_first):
-        size = max(1, BATCH_TOKENS // lengths[longest_first[start]])
+        size = max(1, batch_tokens // lengths[longest_first[start]])
         grouped.append(longest_first[start : start + size])
         start += size
     random.Random(0).shuffle(grouped)  # noqa: S311  (no secret)

@@ -18,7 +18,10 @@ ENVIRONMENT_PREFIX = "NARROWS_"
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a setting means and which values it may have: a number in `bounds`, one of the words in `choices`."""
+    """What a setting means and which values it may have: a number in `bounds`, one of the words in `choices`.
+
+    A word that ends in `:N` stands for itself with any number.
+    """
 
     meaning: str
     bounds: tuple[float, float] | None = None
@@ -45,7 +48,18 @@ class ServerSettings:
     index: Path | None = _setting(None, "index to search; without one only Encode and Tokenize answer", flag=True)  # noqa: RUF009
     variant: str = _setting("", "question encoder's variant; default: the fastest that passed for the index", flag=True)
     listen: str = _setting("127.0.0.1:50051", "HOST:PORT; port 0 picks a free one", flag=True)
-    device: str = _setting("auto", "where the towers run; both are the CPU so far", choices=("auto", "cpu"), flag=True)
+    device: str = _setting(
+        "auto",
+        "where the towers run; auto: the first GPU if CUDA loads, else the CPU",
+        choices=("auto", "cpu", "cuda", "cuda:N"),
+        flag=True,
+    )
+    gpu_vectors: str = _setting(
+        "auto",
+        "how a GPU holds the index's vectors; the answers are the same; auto: fp16 where FAISS has GPU code, else off",
+        choices=("auto", "fp16", "fp32", "off"),
+        flag=True,
+    )
     frontends: int | Literal["auto"] = _setting(
         "auto",
         "front processes (gRPC, tokenizing), and one for the engine; 0: one process for all; auto: a front for 8 cores",
@@ -83,6 +97,7 @@ DEFAULTS: dict[str, Any] = {
     setting.name: setting.default for setting in fields(ServerSettings) if setting.default is not MISSING
 }
 NAMES = tuple(ABOUT)
+_NUMBERED = re.compile(r":[0-9]{1,3}\Z")
 _ADDRESS = re.compile(r"\S+:[0-9]{1,5}")
 
 
@@ -165,6 +180,11 @@ def _read_toml(file: Path) -> dict[str, Any]:
     return table
 
 
+def is_choice(value: str, choices: tuple[str, ...]) -> bool:
+    """Whether a value is one of the words; without any, it may be whatever it likes."""
+    return not choices or (_NUMBERED.sub(":N", value) in choices and not value.endswith(":N"))
+
+
 def _checked(name: str, value: Any, origin: str) -> Any:  # noqa: ANN401  (any TOML value comes in)
     """Converts a value to its setting's type and checks its bounds."""
     if name in ("bundle", "index"):
@@ -180,7 +200,7 @@ def _checked(name: str, value: Any, origin: str) -> Any:  # noqa: ANN401  (any T
         return value
     about = ABOUT[name]
     if about.bounds is None:
-        if not isinstance(value, str) or value not in (about.choices or (value,)):
+        if not isinstance(value, str) or not is_choice(value, about.choices):
             raise SettingsError(f"{origin} must be {' or '.join(about.choices) or 'text'}, not {value!r}")
         return value
     if value in about.choices:

@@ -10,11 +10,12 @@ import numpy as np
 from narrows import costs
 from narrows.bundle import Bundle, Role, TowerManifest
 from narrows.costs import CostTable
+from narrows.device import CPU, Device
 from narrows.encoder import Encoder, load_encoder
 from narrows.tokenizer import TowerTokenizer, load_tokenizer
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
-MAX_BATCH = 64
+MAX_BATCH = CPU.max_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Tower:
     def measure_costs(self, budget_ms: float) -> CostTable:
         """Warms the tower up and times its batches; lengths up to its maximum.
 
-        An encoder of one thread is timed by that thread's own clock, which stops while others have the core.
+        A CPU's encoder of one thread is timed by that thread's own clock, which stops while others have the core.
         """
         longest = self.manifest.max_tokens
         lengths = [length for length in LENGTHS if length < longest] + [longest]
@@ -38,8 +39,10 @@ class Tower:
         def run(batch_size: int, tokens: int) -> None:
             self.encoder.encode([np.full(tokens, pad, dtype=np.int64)] * batch_size)
 
-        timer = time.thread_time if self.encoder.threads == 1 else time.monotonic
-        return replace(costs.measure(run, lengths, MAX_BATCH, budget_ms, time.monotonic, timer), packed=self.packed)
+        device = self.encoder.device
+        timer = time.thread_time if self.encoder.threads == 1 and device.grid is None else time.monotonic
+        measured = costs.measure(run, lengths, device.max_batch, budget_ms, time.monotonic, timer)
+        return replace(measured, packed=self.packed)
 
 
 def available_cores() -> int:
@@ -53,6 +56,7 @@ def load_towers(
     threads: int,
     roles: Sequence[Role],
     loaded: dict[tuple[str, str], Tower] | None = None,
+    device: Device = CPU,
 ) -> dict[Role, Tower]:
     """Loads towers of a bundle, in one variant or one for each role, and checks their golden embeddings.
 
@@ -60,6 +64,7 @@ def load_towers(
 
     Raises:
         BundleError: an unreadable file, a variant the bundle lacks, or one that is off on this machine.
+        DeviceError: the device cannot run it.
     """
     loaded = {} if loaded is None else loaded
     towers: dict[Role, Tower] = {}
@@ -69,7 +74,7 @@ def load_towers(
         key = (manifest.directory, name)
         if key not in loaded:
             tokenizer = load_tokenizer(bundle, manifest)
-            encoder = load_encoder(bundle, role, name, tokenizer.pad_id, threads)
+            encoder = load_encoder(bundle, role, name, tokenizer.pad_id, threads, device)
             loaded[key] = Tower(manifest, tokenizer, encoder, manifest.variants[name].packed)
         towers[role] = loaded[key]
     return towers

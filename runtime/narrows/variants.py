@@ -3,7 +3,7 @@
 It is never silent about doubts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from narrows.bundle import REFERENCE_VARIANT, BundleManifest, Role, Variant
@@ -102,6 +102,14 @@ def candidates(manifest: BundleManifest, passage: str, wanted: str) -> tuple[str
         elif status == "passed" and report:
             overlap[name] = report.scales[-1].top10_overlap.low
     return tuple(sorted(overlap, key=lambda name: -overlap[name])) or (REFERENCE_VARIANT,)
+
+
+def suited(runs: Sequence[str], manifest: BundleManifest, index_variant: str | None, wanted: str) -> Choice:
+    """Chooses without timing, for a device that runs some variants alone: the candidate that comes first in `runs`."""
+    passage = passage_variant(index_variant, wanted)
+    found = candidates(manifest, passage, wanted)
+    question = next((name for name in runs if name in found), found[0])
+    return Choice(question, passage, pair_warning(manifest, question, passage))
 
 
 def fastest(times_ms: Mapping[str, float]) -> str:

@@ -20,8 +20,9 @@ from benchmarks.peers.rules import DiscardRule, rates
 from benchmarks.peers.systems import Check, NarrowsServer, PeerInProcess, PeerServer
 from benchmarks.peers.table import table
 from narrows.bundle import Bundle
-from narrows.encoder import Encoder, pad_right
+from narrows.encoder import Encoder
 from narrows.errors import BenchmarkError
+from narrows.padding import pad_right
 from narrows.towers import Tower, load_towers
 from narrows_tools.bench.pinned import default_layout
 from narrows_tools.bench.results import Result, load

@@ -16,8 +16,9 @@ from transformers import DPRQuestionEncoder
 import narrows
 from narrows import durable
 from narrows.bundle import STAMP, Bundle, Role, open_bundle
-from narrows.encoder import ATTENTION_MASK, EMBEDDING, INPUT_IDS, Encoder, Golden, load_encoder
+from narrows.encoder import Encoder, Golden, load_encoder
 from narrows.errors import CheckpointError, ExportError, UnpairedTowersError
+from narrows.padding import ATTENTION_MASK, EMBEDDING, INPUT_IDS
 from narrows.tokenizer import TowerTokenizer, build_tokenizer, load_tokenizer
 from narrows.towers import Tower, load_towers
 from narrows_export import checkpoint, checks, corpus, graph, source

@@ -13,8 +13,9 @@ from checkpoints import Pair, write_dpr
 from onnx import helper, numpy_helper
 
 from narrows.bundle import Role
-from narrows.encoder import ATTENTION_MASK, INPUT_IDS, Embeddings, Encoder, pad_right
+from narrows.encoder import Embeddings, Encoder
 from narrows.errors import ExportError
+from narrows.padding import ATTENTION_MASK, INPUT_IDS, pad_right
 from narrows.tokenizer import TokenIds
 from narrows_export import checkpoint, graph, normalization, packing, pruning, source
 from narrows_export.checkpoint import TorchTower

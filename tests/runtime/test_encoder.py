@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrows.bundle import Bundle, Role
-from narrows.encoder import Encoder, Golden, load_encoder, pad_right
+from narrows.encoder import Encoder, Golden, load_encoder
 from narrows.errors import BundleError
+from narrows.padding import pad_right
 from narrows.tokenizer import TokenIds, TowerTokenizer
 from narrows_export import checkpoint, corpus, graph, source
 

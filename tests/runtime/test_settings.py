@@ -21,7 +21,7 @@ KINDS: dict[str, tuple[Any, str, str, Any, list[Any]]] = {
     "verify": ("stamp", '"full"', "stamp", "full", ["full", "stamp", "full"]),
     "log_level": ("info", '"debug"', "warning", "error", ["debug", "warning", "error"]),
     "frontends": ("auto", "2", "0", "auto", [2, 0, "auto"]),
-    "device": ("auto", '"cpu"', "auto", "cpu", ["cpu", "auto", "cpu"]),
+    "device": ("auto", '"cpu"', "cuda:1", "cuda", ["cpu", "cuda:1", "cuda"]),
 }  # fmt: skip
 
 
@@ -116,8 +116,12 @@ def test_out_of_bounds_names_the_origin(tmp_path: Path, name: str, value: str, w
         ("index", "false", "must be a path"),
         ("listen", "50051", "must be HOST:PORT, such as 127.0.0.1:50051, not 50051"),
         ("log_level", '"loud"', "must be debug or info or warning or error, not 'loud'"),
-        ("device", '"CPU"', "must be auto or cpu"),
+        ("device", '"CPU"', "must be auto or cpu or cuda or cuda:N"),
+        ("device", '"cuda:"', "must be auto or cpu or cuda or cuda:N"),
+        ("device", '"cuda:N"', "must be auto or cpu or cuda or cuda:N"),
+        ("device", '"cpu:1"', "must be auto or cpu or cuda or cuda:N"),
         ("device", "0", "must be auto or cpu"),
+        ("gpu_vectors", '"fp8"', "must be auto or fp16 or fp32 or off"),
         ("frontends", '"many"', "must be auto or a whole number, not 'many'"),
     ],
 )

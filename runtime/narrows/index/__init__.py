@@ -18,11 +18,19 @@ class SearchHits:
 class Index(Protocol):
     """What the engine asks of an index."""
 
-    affinity: Literal["own", "device"]
     count: int
     dim: int
     max_norm: float
 
+    @property
+    def affinity(self) -> Literal["own", "device"]:
+        """Where it wants to run: on a thread of its own, or on that of the device which it shares with the encoder."""
+        ...
+
     def search(self, queries: npt.NDArray[np.float32], k: int) -> SearchHits:
         """Finds the k best passages of each query, float32 (queries, dim); min(k, count) of them."""
+        ...
+
+    def sample(self, count: int) -> npt.NDArray[np.float32]:
+        """Up to so many of its vectors, (count, dim), evenly spread."""
         ...

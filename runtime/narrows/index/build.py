@@ -15,6 +15,7 @@ import tokenizers
 import narrows
 from narrows import durable, integrity, offline, passage_files
 from narrows.bundle import Bundle
+from narrows.device import CPU, Device
 from narrows.errors import IndexFileError, PassageFileError
 from narrows.index import chunks, store, unfinished
 from narrows.index.store import GENERATION, TRUNCATED, VECTORS, IndexedFile, IndexManifest, SkippedRows
@@ -42,6 +43,7 @@ class BuildRequest:
     replace: bool = False
     restart: bool = False
     skip_bad: bool = False
+    device: Device = CPU
 
 
 class Progress:
@@ -86,10 +88,12 @@ def build_index(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bu
         IndexFileError: the output exists and `replace` is not set, or is something else than an index; another process
             is building there; or it holds an unfinished build of other inputs and `restart` is not set.
         BundleError: the context encoder cannot be loaded.
+        DeviceError: nor on this device.
     """
     path = request.out
     _check_output(request)
-    tower = load_towers(bundle, request.variant, 1, ["context_encoder"])["context_encoder"]
+    towers = load_towers(bundle, request.variant, 1, ["context_encoder"], device=request.device)
+    tower = towers["context_encoder"]
     with store.building(path):
         _check_output(request)  # again: another build may have ended meanwhile
         inputs = _inputs(tower, request)
@@ -138,7 +142,7 @@ def _inputs(tower: Tower, request: BuildRequest) -> Inputs:
         raise PassageFileError(f"{request.passages}:1: cannot be read: {error.strerror or error}") from None
     return Inputs(
         program=f"narrows {narrows.__version__}, onnxruntime {onnxruntime.__version__}, "
-        f"tokenizers {tokenizers.__version__}",
+        f"tokenizers {tokenizers.__version__}" + (", on a GPU" if request.device.grid else ""),
         tower_id=tower.manifest.tower_id,
         variant=request.variant,
         model_sha256=tower.manifest.variants[request.variant].sha256,

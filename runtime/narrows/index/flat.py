@@ -1,12 +1,15 @@
 """Exact search over all vectors, the same whoever else is asking.
 
-FAISS finds the candidates; its float32 scores move by 2-3e-5 with the size of the batch and may swap ranks. So more
-candidates than asked for are re-scored in float64, in one fixed order of summation, and rounded to float32. The
-result counts only if no passage left out could still belong to it, by the bound on a float32 inner product of any
-order of summation: |error| <= gamma_d |q| |v| (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
-Otherwise more candidates are fetched; a query with thousands of near-ties is scored against all vectors instead.
+FAISS finds the candidates; its float32 scores move by 2-3e-5 with the size of the batch and may swap ranks, and those
+of vectors in half precision are rougher still. So more candidates than asked for are re-scored in float64, in one fixed
+order of summation, and rounded to float32. The result counts only if no passage left out could still belong to it, by
+the bound on the error of the approximate scores (narrows.index.candidates). Otherwise more candidates are fetched; a
+query with thousands of near-ties is scored against all vectors instead. Hence the answers are those of the float32
+vectors in the file, to the last bit, wherever candidates come from.
 """
 
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -16,15 +19,16 @@ import numpy.typing as npt
 
 from narrows.errors import IndexFileError
 from narrows.index import SearchHits
+from narrows.index.candidates import Candidates, CpuCandidates, error_bound
 
 MARGIN = 16  # candidates fetched beyond k at first
 GROWTH = 4
 MAX_CANDIDATES = 4096  # beyond so many, one pass over all vectors is cheaper
 BLOCK_ROWS = 8192  # scored at once in float64: bounds the memory of a pass
-SMALLEST_NORMAL = 2.0**-126  # products below it may be flushed to zero
-UNIT_ROUNDOFF = 2.0**-24
+QUERIES_A_TASK = 32  # re-scored by one thread in about 1.5 ms: fewer are not worth handing out
 
 Best = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+Vectors = npt.NDArray[np.float32]
 
 
 def header(dim: int, count: int) -> bytes:
@@ -42,8 +46,6 @@ def header(dim: int, count: int) -> bytes:
 class FlatIndex:
     """A flat FAISS index, mapped from its file. `search` may be called from any one thread at a time."""
 
-    affinity: Literal["own", "device"] = "own"
-
     def __init__(self, file: Path, id_rank: npt.NDArray[np.uint32], max_norm: float, threads: int) -> None:
         """Opens `file`; `id_rank[row]` is the place of a row's id among all ids in byte order.
 
@@ -53,63 +55,89 @@ class FlatIndex:
         try:
             if file.stat().st_size < 4 * len(id_rank):  # FAISS itself crashes on some files that are cut short
                 raise OSError("too short")
-            self._index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+            index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
         except (OSError, RuntimeError) as error:
             raise IndexFileError(f"{file} cannot be read by FAISS ({error}); build the index again") from None
-        if not isinstance(self._index, faiss.IndexFlatIP) or self._index.ntotal != len(id_rank):
+        if not isinstance(index, faiss.IndexFlatIP) or index.ntotal != len(id_rank):
             raise IndexFileError(f"{file} is not a flat inner-product index of {len(id_rank)} vectors; build it again")
-        self.count: int = self._index.ntotal
-        self.dim: int = self._index.d
+        self.count: int = index.ntotal
+        self.dim: int = index.d
         self.max_norm = max_norm
-        self.vectors: npt.NDArray[np.float32] = faiss.rev_swig_ptr(self._index.get_xb(), self.count * self.dim).reshape(
-            self.count, self.dim
-        )
+        self.vectors: Vectors = faiss.rev_swig_ptr(index.get_xb(), self.count * self.dim).reshape(self.count, self.dim)
         self._id_rank = id_rank
-        self._threads = threads
+        self._sources: tuple[Candidates, ...] = (CpuCandidates(index, threads, self.count),)
+        self._pool = ThreadPoolExecutor(threads, "narrows-rescore") if threads > 1 else None
 
-    def search(self, queries: npt.NDArray[np.float32], k: int) -> SearchHits:
+    @property
+    def affinity(self) -> Literal["own", "device"]:
+        """Where most candidates come from."""
+        return self._sources[0].affinity
+
+    def ask_first(self, source: Candidates) -> None:
+        """Gets candidates from `source`, which holds the same vectors, for as many as it can give."""
+        self._sources = (source, *self._sources)
+
+    def sample(self, count: int) -> Vectors:
+        """Up to so many of its vectors, (count, dim), evenly spread."""
+        return self.vectors[:: max(1, self.count // count)][:count]
+
+    def search(self, queries: Vectors, k: int) -> SearchHits:
         """Finds the k best passages of each query, exactly.
 
         Args:
             queries: float32 (queries, dim), finite.
             k: passages wanted; min(k, count) are returned.
         """
-        faiss.omp_set_num_threads(self._threads)  # a setting of the calling thread
         k = min(k, self.count)
         scores = np.empty((len(queries), k), dtype=np.float32)
         rows = np.empty((len(queries), k), dtype=np.int64)
         open_queries = np.arange(len(queries))
-        fetch = min(self.count, k + MARGIN)
+        wanted = k + MARGIN
         while len(open_queries):
-            if fetch > max(MAX_CANDIDATES, k + MARGIN):
+            if wanted > max(MAX_CANDIDATES, k + MARGIN):
                 for query in open_queries:
                     scores[query], rows[query] = self._scan(queries[query], k)
                 break
-            approximate, candidates = self._index.search(np.ascontiguousarray(queries[open_queries]), fetch)
+            fetch = min(self.count, wanted)
+            source = next(source for source in self._sources if fetch <= source.max_fetch)
+            approximate, candidates = source.search(np.ascontiguousarray(queries[open_queries]), fetch)
+            certain = candidates.min(axis=1) >= 0  # -1: a score that was not a number
+            found = self._rescore(queries[open_queries], candidates, k)
             left = []
-            for number, query in enumerate(open_queries):
-                best_scores, best_rows = self._best(queries[query], candidates[number], k)
-                highest_left_out = float(approximate[number, -1]) + self._error_bound(queries[query])
-                if fetch < self.count and np.float32(highest_left_out) >= best_scores[-1]:
-                    left.append(query)
-                else:
+            for number, (query, (best_scores, best_rows)) in enumerate(zip(open_queries, found, strict=True)):
+                norm = float(np.linalg.norm(queries[query].astype(np.float64)))
+                error = error_bound(source.storage, self.dim, norm, self.max_norm)
+                highest_left_out = np.float32(float(approximate[number, -1]) + error)
+                if certain[number] and (fetch == self.count or highest_left_out < best_scores[-1]):
                     scores[query], rows[query] = best_scores, best_rows
+                else:
+                    left.append(query)
             open_queries = np.array(left, dtype=np.int64)
-            fetch = min(self.count, fetch * GROWTH)
+            wanted *= GROWTH
         return SearchHits(scores, rows)
 
-    def _best(self, query: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], k: int) -> Best:
+    def _rescore(self, queries: Vectors, candidates: npt.NDArray[np.int64], k: int) -> Iterable[Best]:
+        """The k best candidates of each query; several threads share many queries."""
+        starts = range(0, len(queries), QUERIES_A_TASK)
+
+        def some(start: int) -> Sequence[Best]:
+            part = slice(start, start + QUERIES_A_TASK)
+            return [self._best(query, rows, k) for query, rows in zip(queries[part], candidates[part], strict=True)]
+
+        parts = self._pool.map(some, starts) if self._pool and len(starts) > 1 else map(some, starts)
+        return [best for part in parts for best in part]
+
+    def _best(self, query: Vectors, rows: npt.NDArray[np.int64], k: int) -> Best:
         """The k best of some rows: their inner products in float64, rounded once to float32; and the rows."""
         exact = np.empty(len(rows), dtype=np.float32)
-        wide_query = query.astype(np.float64)
         for start in range(0, len(rows), BLOCK_ROWS):
-            block = self.vectors[rows[start : start + BLOCK_ROWS]].astype(np.float64)
-            block *= wide_query  # each product is exact: 24 + 24 bits fit into 53
+            # Each product is exact: 24 + 24 bits fit into 53.
+            block = np.multiply(self.vectors.take(rows[start : start + BLOCK_ROWS], axis=0), query, dtype=np.float64)
             exact[start : start + BLOCK_ROWS] = block.sum(axis=1)
         order = np.lexsort((self._id_rank[rows], -exact))[:k]
         return exact[order], rows[order]
 
-    def _scan(self, query: npt.NDArray[np.float32], k: int) -> Best:
+    def _scan(self, query: Vectors, k: int) -> Best:
         """The k best of all rows, in blocks."""
         rows = np.empty(0, dtype=np.int64)
         step = max(BLOCK_ROWS, k)
@@ -117,9 +145,3 @@ class FlatIndex:
             block = np.arange(start, min(start + step, self.count))
             rows = self._best(query, np.concatenate([rows, block]), k)[1]
         return self._best(query, rows, k)
-
-    def _error_bound(self, query: npt.NDArray[np.float32]) -> float:
-        gamma = self.dim * UNIT_ROUNDOFF / (1 - self.dim * UNIT_ROUNDOFF)
-        norm = float(np.linalg.norm(query.astype(np.float64)))
-        # 1.001 for the roundings of this very line.
-        return 1.001 * gamma * norm * self.max_norm + self.dim * SMALLEST_NORMAL

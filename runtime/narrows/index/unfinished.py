@@ -46,7 +46,7 @@ class Inputs:
     def differences(self, other: "Inputs") -> str:
         """What is not the same, in words."""
         words = {
-            "program": "version of narrows, onnxruntime or tokenizers",
+            "program": "version of narrows, onnxruntime or tokenizers, or device",
             "tower_id": "context encoder",
             "variant": "variant",
             "model_sha256": "model file",

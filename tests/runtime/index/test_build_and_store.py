@@ -526,9 +526,9 @@ def test_an_index_that_another_build_made_meanwhile_is_kept(
 ) -> None:
     out = tmp_path / "x.index"
 
-    def slow_load(*arguments: object) -> object:
+    def slow_load(*arguments: object, **named: object) -> object:
         shutil.copytree(small_index, out)
-        return load_towers(*arguments)  # type: ignore[arg-type]
+        return load_towers(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builds, "load_towers", slow_load)
     with pytest.raises(IndexFileError, match="give --replace"):

@@ -9,14 +9,16 @@ import pytest
 from server_process import run_narrows
 
 from narrows.bundle import Bundle
+from narrows.cuda import Gpu
 from narrows_tools.doctor.libraries import Faiss, Installed, OnnxRuntime, Provider
 from narrows_tools.doctor.machine import Cpu, Limits, Machine
-from narrows_tools.doctor.report import Artifact, Finding, judge, open_artifacts
+from narrows_tools.doctor.report import Artifact, Finding, Gpus, judge, open_artifacts
 
 GIB = 2**30
 HERE = Machine("Linux x86_64", Cpu("Example", ("avx", "avx2")), 2, 8 * GIB, 4 * GIB, Limits())
 RUNTIME = OnnxRuntime("1.31.1", "", (Provider("CPUExecutionProvider", True),))
 FAISS = Faiss("1.15.1", ("AVX2",), 0)
+NO_GPU = Gpus(error="no NVIDIA driver: the shared library libcuda.so.1 is missing")
 
 
 def findings(
@@ -26,9 +28,10 @@ def findings(
     onnxruntime: OnnxRuntime = RUNTIME,
     faiss: Faiss = FAISS,
     here: Machine = HERE,
+    gpus: Gpus = NO_GPU,
     artifacts: tuple[Artifact, ...] = (),
 ) -> list[Finding]:
-    return judge(packages, list(conflicts), onnxruntime, faiss, here, artifacts)
+    return judge(packages, list(conflicts), onnxruntime, faiss, here, gpus, artifacts)
 
 
 def test_nothing_to_say() -> None:
@@ -52,6 +55,31 @@ def test_a_provider_that_does_not_load() -> None:
     assert warning == Finding("warning", f"ONNX Runtime's CUDAExecutionProvider does not load: {why}")
     [problem] = findings(onnxruntime=replace(RUNTIME, providers=(Provider("CPUExecutionProvider", False, "x"),)))
     assert problem.level == "problem"
+
+
+CARD = Gpus("13.0", (Gpu(0, "Example", 80 * GIB),))
+CUDA_13 = OnnxRuntime("1.31.1", "13.1", (Provider("CUDAExecutionProvider", True), *RUNTIME.providers))
+
+
+@pytest.mark.parametrize(
+    ("onnxruntime", "faiss_gpus", "gpus", "warning"),
+    [
+        (CUDA_13, 1, CARD, ""),
+        (RUNTIME, 0, NO_GPU, ""),
+        (RUNTIME, 0, replace(CARD, cards=()), ""),
+        (RUNTIME, 1, CARD, "there is a GPU, and ONNX Runtime is built without CUDA"),
+        (CUDA_13, 0, CARD, "FAISS sees no GPU: the index's vectors stay with the CPU"),
+        (
+            CUDA_13,
+            1,
+            replace(CARD, newest_cuda="12.4"),
+            "the driver runs CUDA up to 12.4, and ONNX Runtime is",
+        ),
+    ],
+)
+def test_what_keeps_a_gpu_from_being_used(onnxruntime: OnnxRuntime, faiss_gpus: int, gpus: Gpus, warning: str) -> None:
+    found = findings(onnxruntime=onnxruntime, faiss=replace(FAISS, gpus=faiss_gpus), gpus=gpus)
+    assert [finding.text.startswith(warning) for finding in found] == [True] * bool(warning)
 
 
 def test_conflicts_and_an_old_cpu_are_warnings() -> None:

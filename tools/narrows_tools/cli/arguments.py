@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from narrows import settings
 from narrows.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def device(text: str) -> str:
+    """The CPU or a GPU, as the server's setting of that name."""
+    if not settings.is_choice(text, settings.ABOUT["device"].choices):
+        raise argparse.ArgumentTypeError(f"must be {settings.allowed('device')}")
+    return text
 
 
 def check_output(file: Path) -> None:

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
 
     report = examine(options.bundle, options.index)
     if options.json:
-        print(json.dumps({**asdict(report), "can_serve": report.can_serve}))
+        print(json.dumps({**asdict(report), "device": report.device, "can_serve": report.can_serve}))
     else:
         print("\n".join(lines(report)))
     return 0 if report.can_serve else 1
@@ -67,6 +67,11 @@ def lines(report: "Report") -> list[str]:
     rows.append(("CPU", f"{here.cpu.model}; {here.cores} cores{limit}; {' '.join(here.cpu.flags) or 'flags unknown'}"))
     limit = f", at most {mib(here.limits.memory_bytes)} here" if here.limits.memory_bytes is not None else ""
     rows.append(("memory", f"{mib(here.memory_bytes)}, {mib(here.available_bytes)} free{limit}"))
+    cards = "; ".join(f"{card.number}: {card.name}, {mib(card.total_bytes)}" for card in report.gpus.cards)
+    rows.append(
+        ("GPU", report.gpus.error or f"{cards or 'none'}; the driver runs CUDA up to {report.gpus.newest_cuda}")
+    )
+    rows.append(("--device auto", report.device))
     for artifact in report.artifacts:
         text = f"{artifact.path}: {artifact.holds}, {mib(artifact.size_bytes)}"
         rows.append((artifact.kind, f"{artifact.path} does not open" if artifact.error else text))

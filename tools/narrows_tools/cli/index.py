@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrows_tools.cli.arguments import check_output, natural, threads
+from narrows.settings import ABOUT
+from narrows_tools.cli.arguments import check_output, device, natural, threads
 
 if TYPE_CHECKING:
     from narrows.index.store import SkippedRows
@@ -66,6 +67,13 @@ def add(commands: "Commands") -> None:
         metavar="V",
         help="context encoder's variant (default: fp32); the server then uses the same one for passages",
     )
+    build.add_argument(
+        "--device",
+        default="auto",
+        metavar="|".join(ABOUT["device"].choices),
+        type=device,
+        help="where to encode (default: auto, the first GPU if CUDA loads, else the CPU)",
+    )
     build.add_argument("--threads", type=threads, default=0, metavar="N", help="encoder threads (default: all cores)")
     build.add_argument("--json", action="store_true", help="print the report as JSON")
     build.set_defaults(run=run_build)
@@ -103,6 +111,7 @@ def run_build(options: argparse.Namespace) -> int:
 
     from narrows import variants
     from narrows.bundle import open_bundle
+    from narrows.device import choose as choose_device
     from narrows.durable import write_file
     from narrows.index.build import BuildRequest, Progress, build_index
     from narrows.index.store import TRUNCATED
@@ -147,6 +156,7 @@ def run_build(options: argparse.Namespace) -> int:
         replace=options.replace,
         restart=options.restart,
         skip_bad=options.skip_bad,
+        device=choose_device(options.device),
     )
     bundle = open_bundle(options.bundle)
     warning = variants.choose(bundle.manifest, options.variant, "").warning

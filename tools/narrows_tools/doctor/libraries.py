@@ -1,20 +1,13 @@
 """Versions and conflicts of what is installed; ONNX Runtime and FAISS, really loaded."""
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
 
+from narrows.probe import run_probe, why_not
 from narrows_tools.packages import PACKAGES
 
-PROBE_TIMEOUT_S = 60.0
-_MISSING_LIBRARY = re.compile(r"([\w.+-]+\.so[\w.]*): cannot open shared object file")
-_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")
-_ERROR_WORDS = re.compile(r"error|fail|not found|cannot|please install", re.IGNORECASE)
 _CUDA_SUFFIX = re.compile(r"-cu(?:da)?(\d\d)x?$")
 _CUDA_LOCAL_VERSION = re.compile(r"\+cu(\d\d)")
 _UNSUFFIXED_CUDA = ("nvidia-cublas", "nvidia-cuda-runtime", "nvidia-cuda-nvrtc")  # CUDA 13's own names
@@ -139,32 +132,3 @@ def examine_faiss() -> Faiss:
     if found is None:
         return Faiss(error=why_not(messages))
     return Faiss(found["version"], tuple(found["compile_options"]), found["gpus"])
-
-
-def run_probe(*arguments: str) -> tuple[dict[str, Any] | None, str]:
-    """Runs narrows_tools.doctor.probe; returns what it found, or None, and everything else that was said."""
-    command = [sys.executable, "-m", "narrows_tools.doctor.probe", *arguments]
-    try:
-        done = subprocess.run(  # noqa: S603  (our own module)
-            command, capture_output=True, text=True, errors="replace", timeout=PROBE_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return None, f"error: no answer within {PROBE_TIMEOUT_S:.0f} s"
-    said, _, last = done.stdout.rstrip("\n").rpartition("\n")
-    if done.returncode == 0:
-        result: dict[str, Any] = json.loads(last)
-        return result, said + done.stderr
-    ended = f"error: ended by signal {-done.returncode}" if done.returncode < 0 else ""
-    return None, "\n".join([done.stdout, done.stderr, ended])
-
-
-def why_not(messages: str) -> str:
-    """What stopped a library, of all that its loading said: the shared library that is missing, or the first error."""
-    text = _TERMINAL_CODES.sub("", messages)
-    if missing := _MISSING_LIBRARY.search(text):
-        return f"the shared library {missing[1]} is missing"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if any(line.startswith("Traceback") for line in lines):
-        return lines[-1][:300]
-    errors = [line for line in lines if _ERROR_WORDS.search(line) and "***" not in line]
-    return errors[0][:300] if errors else "it does not say why"  # those after the first are consequences

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import narrows
-from narrows.errors import IndexFileError, NarrowsError
+from narrows import cuda
+from narrows.cuda import Gpu
+from narrows.errors import DeviceError, IndexFileError, NarrowsError
 from narrows_tools.doctor import libraries, machine
 from narrows_tools.doctor.libraries import Faiss, Installed, OnnxRuntime
 from narrows_tools.doctor.machine import Machine
 
-CPU_PROVIDER = "CPUExecutionProvider"
+CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 # A server's own packages, beside the base install and the two libraries, which are judged by whether they load.
 SERVER_PACKAGES = ("grpcio-health-checking", "grpcio-reflection", "msgspec", "tokenizers")
 
@@ -25,6 +27,15 @@ class Artifact:
     path: str
     size_bytes: int = 0
     holds: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """What the NVIDIA driver says: the newest CUDA that it runs, and the cards. `error`: why it says nothing."""
+
+    newest_cuda: str = ""
+    cards: tuple[Gpu, ...] = ()
     error: str = ""
 
 
@@ -46,8 +57,16 @@ class Report:
     onnxruntime: OnnxRuntime
     faiss: Faiss
     machine: Machine
+    gpus: Gpus
     artifacts: tuple[Artifact, ...]
     findings: tuple[Finding, ...]
+
+    @property
+    def device(self) -> str:
+        """What `--device auto` takes."""
+        return (
+            "cuda:0" if CUDA_PROVIDER in [found.name for found in self.onnxruntime.providers if found.loads] else "cpu"
+        )
 
     @property
     def can_serve(self) -> bool:
@@ -60,11 +79,19 @@ def examine(bundle: Path | None, index: Path | None) -> Report:
     found = libraries.distributions()
     packages = tuple(libraries.installed_packages(found))
     onnxruntime, faiss = libraries.examine_onnxruntime(), libraries.examine_faiss()
-    here = machine.examine()
+    here, gpus = machine.examine(), examine_gpus()
     artifacts = tuple(open_artifacts(bundle, index))
-    findings = judge(packages, libraries.conflicts(found), onnxruntime, faiss, here, artifacts)
+    findings = judge(packages, libraries.conflicts(found), onnxruntime, faiss, here, gpus, artifacts)
     python = platform.python_version()
-    return Report(narrows.__version__, python, packages, onnxruntime, faiss, here, artifacts, tuple(findings))
+    return Report(narrows.__version__, python, packages, onnxruntime, faiss, here, gpus, artifacts, tuple(findings))
+
+
+def examine_gpus() -> Gpus:
+    """Asks the driver."""
+    try:
+        return Gpus(cuda.newest_cuda(), cuda.gpus())
+    except DeviceError as error:
+        return Gpus(error=str(error))
 
 
 def judge(
@@ -73,6 +100,7 @@ def judge(
     onnxruntime: OnnxRuntime,
     faiss: Faiss,
     here: Machine,
+    gpus: Gpus,
     artifacts: tuple[Artifact, ...],
 ) -> list[Finding]:
     """What follows from it, problems first."""
@@ -93,6 +121,7 @@ def judge(
         if not provider.loads:
             level = problems if provider.name == CPU_PROVIDER else warnings
             level.append(f"ONNX Runtime's {provider.name} does not load: {provider.why}")
+    warnings += _judge_gpus(onnxruntime, faiss, gpus)
     if here.cpu.flags and here.system.endswith("x86_64") and "avx2" not in here.cpu.flags:
         warnings.append("this CPU has no AVX2: encoding will be several times slower")
     if here.limits.cores is not None and here.limits.cores < here.cores:
@@ -105,6 +134,24 @@ def judge(
     return [Finding("problem", text) for text in problems + fits] + [
         Finding("warning", text) for text in warnings + doubts
     ]
+
+
+def _judge_gpus(onnxruntime: OnnxRuntime, faiss: Faiss, gpus: Gpus) -> list[str]:
+    """A driver too old for what is installed; and cards that are left unused."""
+    if not gpus.cards:
+        return []
+    if onnxruntime.cuda and int(onnxruntime.cuda.split(".")[0]) > int(gpus.newest_cuda.split(".")[0]):
+        return [
+            f"the driver runs CUDA up to {gpus.newest_cuda}, and ONNX Runtime is built for {onnxruntime.cuda}: install "
+            "a newer driver, or narrows[gpu-cu12] in place of narrows[gpu]"
+        ]
+    if not onnxruntime.cuda:
+        return [
+            "there is a GPU, and ONNX Runtime is built without CUDA: pip install 'narrows[gpu]' in a new environment"
+        ]
+    if not faiss.gpus and not faiss.error:
+        return ["FAISS sees no GPU: the index's vectors stay with the CPU"]
+    return []
 
 
 def _judge_memory(here: Machine, artifacts: tuple[Artifact, ...]) -> tuple[list[str], list[str]]:

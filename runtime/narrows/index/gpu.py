@@ -1,0 +1,84 @@
+"""FAISS on a GPU: candidates from a copy of the vectors in the card's memory.
+
+Classic kernels, not cuVS's: those add page by page with little more memory than the vectors take (FAISS,
+gpu/GpuIndexFlat.cu, gpu/GpuIndex.cu); benchmarks/gpu.py compares them.
+"""
+
+from typing import Literal
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from narrows.errors import DeviceError
+from narrows.index.candidates import Found, Storage
+
+MAX_FETCH = 2048  # FAISS's kernels select no more
+MAX_QUERIES = 256  # of one search: their scores lie in FAISS's working memory
+WORKING_BYTES = 512 * 2**20  # for scores and selection; FAISS goes through the vectors in tiles that fit
+PAGE_BYTES = 3 * 2**27  # on the way in: a page of 256 MiB in float32, and the same in half precision
+LARGEST_HALF = 65504.0
+ITEM_BYTES: dict[Storage, int] = {"fp32": 4, "fp16": 2}
+
+
+def storage(wanted: str) -> Storage | None:
+    """How a GPU is to hold vectors, by the setting gpu_vectors; None: not at all.
+
+    Raises:
+        DeviceError: they were asked for, and FAISS has no code for GPUs.
+    """
+    if wanted == "off" or (wanted == "auto" and not has_code()):
+        return None
+    if not has_code():
+        raise DeviceError(
+            "the FAISS that is installed has no code for GPUs: pip uninstall faiss-cpu, pip install 'narrows[gpu]'"
+        )
+    return "fp32" if wanted == "fp32" else "fp16"
+
+
+def has_code() -> bool:
+    """Whether FAISS was built for GPUs."""
+    return hasattr(faiss, "StandardGpuResources")
+
+
+def bytes_needed(count: int, dim: int, storage: Storage) -> int:
+    """The card's memory for vectors, their norms and the adding of them."""
+    return count * (dim * ITEM_BYTES[storage] + 4) + PAGE_BYTES
+
+
+class GpuCandidates:
+    """A flat index on one GPU. FAISS aborts the process when two threads use it at a time: one must drive it."""
+
+    affinity: Literal["own", "device"] = "device"
+    max_fetch = MAX_FETCH
+
+    def __init__(self, vectors: npt.NDArray[np.float32], max_norm: float, gpu: int, storage: Storage) -> None:
+        """Copies `vectors`, float32 (count, dim), to the card, in one add: a second one would need the room of both.
+
+        Raises:
+            DeviceError: half precision cannot hold them, or the card.
+        """
+        if storage == "fp16" and max_norm > LARGEST_HALF:
+            raise DeviceError(
+                f"the longest vector has the norm {max_norm:g}, beyond half precision's {LARGEST_HALF:g}: set "
+                "gpu_vectors to fp32"
+            )
+        self.storage: Storage = storage
+        try:
+            self._resources = faiss.StandardGpuResources()
+            self._resources.setTempMemory(WORKING_BYTES)
+            config = faiss.GpuIndexFlatConfig()
+            config.device, config.useFloat16, config.use_cuvs = gpu, storage == "fp16", False
+            dim = vectors.shape[1]
+            self._index = faiss.GpuIndexFlat(self._resources, dim, faiss.METRIC_INNER_PRODUCT, config)
+            self._index.add(vectors)
+        except RuntimeError as error:
+            raise DeviceError(f"FAISS cannot hold {len(vectors)} vectors on GPU {gpu}: {error}") from None
+
+    def search(self, queries: npt.NDArray[np.float32], fetch: int) -> Found:
+        """See narrows.index.candidates.Candidates."""
+        parts = [
+            self._index.search(queries[start : start + MAX_QUERIES], fetch)
+            for start in range(0, len(queries), MAX_QUERIES)
+        ]
+        return np.concatenate([scores for scores, _ in parts]), np.concatenate([rows for _, rows in parts])
