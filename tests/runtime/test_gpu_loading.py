@@ -1,12 +1,27 @@
 """What towers and index take on a GPU, counted before they are loaded."""
 
-import pytest
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from narrows import variants
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pytest
+from half import Half
+
+from narrows import cuda, gpu_loading, loading, variants
 from narrows.bundle import Bundle
-from narrows.device import ARENA_BYTES
+from narrows.device import ARENA_BYTES, CPU, CudaDevice
 from narrows.errors import BundleError, DeviceError
 from narrows.gpu_loading import KERNELS_BYTES, Need, check_fits, towers_need, vectors_need
+from narrows.loading import open_files, start_engine
+from narrows.padding import Shapes
+from narrows.settings import ServerSettings
+from narrows.tokenizer import load_tokenizer
+from narrows.work import Outcome, Served, Work
 
 GIB = 2**30
 
@@ -48,3 +63,73 @@ def test_a_gpu_answers_by_the_first_of_its_variants_that_is_sound(variants_bundl
     asked = variants.suited(runs, variants_bundle.manifest, "fp32", "fp16")
     assert (asked.question, asked.passage) == ("fp16", "fp32")
     assert "no quality report" in asked.warning
+
+
+# --- the whole engine as it runs on a GPU, with the CPU in the place of the card
+
+
+class CpuAsGpu(CudaDevice):
+    """Does everything that the engine does with a GPU: fixed shapes, bound buffers, one thread for both stages."""
+
+    def session(self, model_file: Path, threads: int) -> onnxruntime.InferenceSession:
+        return CPU.session(model_file, threads)
+
+    def buffer(self, shape: Sequence[int], dtype: Any) -> onnxruntime.OrtValue:
+        return CPU.buffer(shape, dtype)
+
+
+def half_candidates(vectors: npt.NDArray[np.float32], max_norm: float, gpu: int, storage: str) -> Half:
+    assert (gpu, storage) == (0, "fp16")
+    return Half(vectors)
+
+
+def answers(settings: ServerSettings, questions: list[str]) -> tuple[list[tuple[list[int], bytes]], Served]:
+    """Rows and scores of each question, asked all at once, and what the engine says of itself."""
+    outcomes: dict[int, Outcome] = {}
+    done = threading.Event()
+
+    def deliver(some: Sequence[Outcome]) -> None:
+        outcomes.update((outcome.request_id, outcome) for outcome in some)
+        if len(outcomes) == len(questions):
+            done.set()
+
+    opened, index = open_files(settings)
+    engine, served = start_engine(settings, opened, index, deliver)
+    tokenized = load_tokenizer(opened, opened.tower("question_encoder")).questions(questions)
+    late_s = time.monotonic() + 60
+    engine.submit(*([Work(number, "questions", late_s, text.ids, k=10)] for number, text in enumerate(tokenized)))
+    assert done.wait(60)
+    engine.close()
+    found = [outcomes[number] for number in range(len(questions))]
+    assert [outcome.refusal for outcome in found] == [None] * len(questions)
+    return [(o.rows.tolist(), o.scores.tobytes()) for o in found if o.rows is not None and o.scores is not None], served
+
+
+def test_an_engine_on_a_gpu_gives_the_answers_of_the_cpu(
+    small_bundle: Bundle, small_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp32 towers and vectors in half precision: the same rows and the same scores, bit for bit."""
+    questions = [" ".join(["who found the old river"] * (1 + number % 4)) for number in range(40)]
+    settings = ServerSettings(small_bundle.path, small_index, device="cpu", encode_threads=1, warmup_budget_ms=50)
+    expected, on_cpu = answers(settings, questions)
+
+    grid = Shapes(texts=(1, 4, 16), tokens=(8, 16, 32), max_cells=256)
+    monkeypatch.setattr(loading, "choose_device", lambda wanted: CpuAsGpu(grid=grid, max_batch=16))
+    monkeypatch.setattr(cuda, "free_bytes", lambda number: 80 * GIB)
+    monkeypatch.setattr("narrows.index.gpu.has_code", lambda: True)
+    monkeypatch.setattr(gpu_loading, "GpuCandidates", half_candidates)
+    found, served = answers(settings, questions)
+    assert found == expected
+    assert (on_cpu.device, served.device) == ("cpu", "cuda:0")
+    assert (served.variant, served.index_id) == (on_cpu.variant, on_cpu.index_id)
+
+
+def test_a_server_that_does_not_fit_is_refused_before_anything_is_loaded(
+    small_bundle: Bundle, small_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "choose_device", lambda wanted: CudaDevice())
+    monkeypatch.setattr(cuda, "free_bytes", lambda number: GIB)
+    settings = ServerSettings(small_bundle.path, small_index, gpu_vectors="off")
+    opened, index = open_files(settings)
+    with pytest.raises(DeviceError, match=r"cuda:0 has 1\.00 GiB of memory free, and 4\.50 GiB are needed"):
+        start_engine(settings, opened, index, lambda outcomes: None)

@@ -46,6 +46,21 @@ def bytes_needed(count: int, dim: int, storage: Storage) -> int:
     return count * (dim * ITEM_BYTES[storage] + 4) + PAGE_BYTES
 
 
+def clone(index: faiss.Index, resources: "faiss.StandardGpuResources", gpu: int, storage: Storage) -> faiss.Index:
+    """A copy on the card of an index of inverted lists; its lists in the order that they have, its ids with them.
+
+    Raises:
+        DeviceError: FAISS has no code for such an index on a GPU, or the card no room.
+    """
+    options = faiss.GpuClonerOptions()
+    options.useFloat16 = options.useFloat16CoarseQuantizer = storage == "fp16"
+    options.reserveVecs, options.use_cuvs = index.ntotal, False
+    try:
+        return faiss.index_cpu_to_gpu(resources, gpu, index, options)
+    except RuntimeError as error:
+        raise DeviceError(f"FAISS cannot copy the index to GPU {gpu}: {error}") from None
+
+
 class GpuCandidates:
     """A flat index on one GPU. FAISS aborts the process when two threads use it at a time: one must drive it."""
 

@@ -1,47 +1,20 @@
-"""Candidates in half precision, as a GPU gives them: the answers are those of the float32 vectors all the same.
-
-`Half` computes what FAISS's GPU code does with half precision: vectors and queries rounded, products summed in float32.
-"""
-
-from dataclasses import dataclass, field
-from typing import Literal
+"""Candidates in half precision, as a GPU gives them: the answers are those of the float32 vectors all the same."""
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from half import Half
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_flat_index import Case, make, same
 
 from narrows.errors import DeviceError
-from narrows.index.candidates import Found, Storage, error_bound
+from narrows.index.candidates import error_bound
 from narrows.index.flat import FlatIndex
 from narrows.index.gpu import bytes_needed, storage
 
 Vectors = npt.NDArray[np.float32]
 REPRODUCIBLE = settings(derandomize=True, deadline=None, max_examples=60)
-
-
-@dataclass
-class Half:
-    """A source of candidates that counts what it is asked for."""
-
-    vectors: Vectors
-    max_fetch: int = 2048
-    affinity: Literal["own", "device"] = "device"
-    storage: Storage = "fp16"
-    asked: list[tuple[int, int]] = field(default_factory=list)
-
-    def search(self, queries: Vectors, fetch: int) -> Found:
-        self.asked.append((len(queries), fetch))
-        with np.errstate(over="ignore", invalid="ignore"):
-            rounded = (values.astype(np.float16).astype(np.float32) for values in (queries, self.vectors))
-            scores = np.matmul(*(values if number == 0 else values.T for number, values in enumerate(rounded)))
-        ordered = np.where(np.isnan(scores), -np.inf, scores)
-        rows = np.argsort(-ordered, axis=1, kind="stable")[:, :fetch]
-        found = np.take_along_axis(ordered, rows, axis=1)
-        rows[np.isinf(found)] = -1  # as FAISS marks what it has not found
-        return found.astype(np.float32), rows
 
 
 def with_half(case: Case, max_fetch: int = 2048) -> tuple[FlatIndex, Half]:

@@ -55,6 +55,8 @@ def test_a_provider_that_does_not_load() -> None:
     assert warning == Finding("warning", f"ONNX Runtime's CUDAExecutionProvider does not load: {why}")
     [problem] = findings(onnxruntime=replace(RUNTIME, providers=(Provider("CPUExecutionProvider", False, "x"),)))
     assert problem.level == "problem"
+    unused = replace(RUNTIME, providers=(Provider("TensorrtExecutionProvider", False, why), *RUNTIME.providers))
+    assert findings(onnxruntime=unused) == []
 
 
 CARD = Gpus("13.0", (Gpu(0, "Example", 80 * GIB),))

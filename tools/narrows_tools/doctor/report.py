@@ -117,10 +117,10 @@ def judge(
             problems.append(f"a server needs {distribution}: pip install 'narrows[cpu]'")
         elif error:
             problems.append(f"{name} does not load: {error}")
+    levels = {CPU_PROVIDER: problems, CUDA_PROVIDER: warnings}  # others are not used
     for provider in onnxruntime.providers:
-        if not provider.loads:
-            level = problems if provider.name == CPU_PROVIDER else warnings
-            level.append(f"ONNX Runtime's {provider.name} does not load: {provider.why}")
+        if not provider.loads and provider.name in levels:
+            levels[provider.name].append(f"ONNX Runtime's {provider.name} does not load: {provider.why}")
     warnings += _judge_gpus(onnxruntime, faiss, gpus)
     if here.cpu.flags and here.system.endswith("x86_64") and "avx2" not in here.cpu.flags:
         warnings.append("this CPU has no AVX2: encoding will be several times slower")
