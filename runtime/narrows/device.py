@@ -177,7 +177,7 @@ def choose(wanted: str) -> Device:
 def why_not_cuda(number: int) -> str:
     """What keeps ONNX Runtime from a GPU; empty if nothing does. CUDA is really loaded, in a process of its own."""
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
-        return "the ONNX Runtime that is installed has no CUDA: pip uninstall onnxruntime, pip install 'narrows[gpu]'"
+        return "the ONNX Runtime that is installed has no CUDA; narrows[gpu], in an environment of its own, brings one"
     found, messages = probe.run_probe("provider", CUDA_PROVIDER, str(number))
     return "" if found and found["loads"] else f"CUDA does not load: {probe.why_not(messages)}"
 
