@@ -170,13 +170,19 @@ def choose(wanted: str) -> Device:
         return cuda(number)
     if named:
         raise DeviceError(f"{wanted} cannot be used: {why}")
-    log.info("device: the CPU, because %s", why)
+    # Who installed a build for GPUs wants to know; others knew.
+    log.log(logging.WARNING if has_cuda() else logging.INFO, "device: the CPU, because %s", why)
     return CPU
+
+
+def has_cuda() -> bool:
+    """Whether ONNX Runtime was built for GPUs."""
+    return CUDA_PROVIDER in onnxruntime.get_available_providers()
 
 
 def why_not_cuda(number: int) -> str:
     """What keeps ONNX Runtime from a GPU; empty if nothing does. CUDA is really loaded, in a process of its own."""
-    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+    if not has_cuda():
         return "the ONNX Runtime that is installed has no CUDA; narrows[gpu], in an environment of its own, brings one"
     found, messages = probe.run_probe("provider", CUDA_PROVIDER, str(number))
     return "" if found and found["loads"] else f"CUDA does not load: {probe.why_not(messages)}"

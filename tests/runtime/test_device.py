@@ -133,6 +133,7 @@ def test_auto_takes_the_cpu_and_says_why(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.INFO, logger=device.__name__):
         assert choose("auto") is CPU
     [record] = caplog.records
+    assert record.levelno == logging.INFO
     assert record.message.startswith("device: the CPU, because the ONNX Runtime that is installed has no CUDA")
     assert choose("cpu") is CPU
 
@@ -150,6 +151,7 @@ def test_auto_names_the_library_that_is_missing(
     monkeypatch.setattr(probe, "run_probe", lambda *_: ({"loads": False}, said))
     with caplog.at_level(logging.INFO, logger=device.__name__):
         assert choose("auto") is CPU
+    assert caplog.records[0].levelno == logging.WARNING
     assert caplog.records[0].message.endswith("CUDA does not load: the shared library libcuda.so.1 is missing")
     with pytest.raises(DeviceError, match=r"cuda:2 cannot be used: .*libcuda\.so\.1 is missing"):
         choose("cuda:2")

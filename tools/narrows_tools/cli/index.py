@@ -180,7 +180,7 @@ def run_build(options: argparse.Namespace) -> int:
         return 0
     print(
         f"wrote {report.index} ({report.generation}): {report.count} passages of {report.dim} dimensions, "
-        f"{report.size_bytes / 2**20:.1f} MiB; {report.passages_per_s:.0f} passages/s; "
+        f"{report.size_bytes / 2**20:.1f} MiB; {report.passages_per_s:.0f} passages/s on {request.device.name}; "
         f"{_cut(report.truncated_count, report.cut_token_count, report.token_count)}"
     )
     for line in _skipped(report.skipped):
