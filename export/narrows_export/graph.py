@@ -2,10 +2,11 @@
 
 optimum's TorchScript exporter with eager attention, then ONNX Runtime's transformer optimizer. What the optimizer does
 not recognize it leaves unfused without a word, so the counts are checked. Segment ids are no input: BERT fills in
-zeros, which become a constant of the graph. Three changes follow for speed: normalizations are split into operators
-with quicker kernels (narrows_export.normalization), padding is dropped outside of attention (narrows_export.packing),
-and a CLS-pooled tower is pruned (narrows_export.pruning); of a mean-pooled one every row is read, so there is nothing
-to prune. The last two are held to the bits that the graph had.
+zeros, which become a difference of the ids, so that the graph computes with no shapes (narrows_export.segments). Three
+changes follow for speed: normalizations are split into operators with quicker kernels (narrows_export.normalization),
+padding is dropped outside of attention (narrows_export.packing), and a CLS-pooled tower is pruned
+(narrows_export.pruning); of a mean-pooled one every row is read, so there is nothing to prune. The last two are held to
+the bits that the graph had.
 """
 
 import logging
@@ -26,7 +27,7 @@ from optimum.exporters.onnx.model_configs import BertOnnxConfig
 from narrows.encoder import Encoder
 from narrows.errors import CheckpointError, ExportError
 from narrows.padding import ATTENTION_MASK, EMBEDDING, INPUT_IDS
-from narrows_export import normalization, packing, pruning
+from narrows_export import nodes, normalization, packing, pruning, segments
 from narrows_export.checkpoint import TorchTower
 
 OPSET = 17
@@ -77,7 +78,8 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
 
     Raises:
         CheckpointError: an activation or position embedding that the recipe does not cover.
-        ExportError: the optimizer did not fuse what the recipe demands, or packing or pruning changed the embeddings.
+        ExportError: the optimizer did not fuse what the recipe demands, segment ids are not zero, the graph computes
+            with shapes, or packing or pruning changed the embeddings.
     """
     config = tower.model.config
     if config.hidden_act != "gelu" or getattr(config, "position_embedding_type", "absolute") != "absolute":
@@ -86,6 +88,7 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
             f"{config.position_embedding_type}"
         )
     model = fuse(tower, file.with_suffix(".raw.onnx"))
+    segments.subtract(model)
     normalization.split(model)
     padded = file.with_suffix(".padded.onnx")
     try:
@@ -95,6 +98,7 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
             pruning.prune_to_cls(model)
         counts = packing.packed_counts(split_recipe(tower))
         _check_counts("packing left", model, counts)
+        nodes.check_no_shapes(model.graph)
         onnx.save(model, file)
         reference, encoder = (Encoder(graph, pad_id=0, threads=1) for graph in (padded, file))
         check_equal(reference, encoder, config.vocab_size, tower.max_tokens)

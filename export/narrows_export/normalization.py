@@ -8,27 +8,29 @@ joins them first.
 import onnx
 from onnx import helper
 
+from narrows_export import nodes
+
 FUSED, SPLIT = "SkipLayerNormalization", "LayerNormalization"
 
 
 def split(model: onnx.ModelProto) -> None:
     """Replaces every SkipLayerNormalization, in place. The bias comes last: else ONNX Runtime joins them."""
-    nodes: list[onnx.NodeProto] = []
+    made: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.op_type != FUSED:
-            nodes.append(node)
+            made.append(node)
             continue
         rows, skip, weight, norm_bias, bias = node.input
         output = node.output[0]
         summed, biased = f"{output}/skip", f"{output}/bias"
         norm = helper.make_node(SPLIT, [biased, weight, norm_bias], [output], name=f"{output}/norm")
         norm.attribute.extend(node.attribute)
-        nodes += [
+        made += [
             helper.make_node("Add", [rows, skip], [summed], name=summed),
             helper.make_node("Add", [summed, bias], [biased], name=biased),
             norm,
         ]
-    _set_nodes(model, nodes)
+    nodes.replace(model.graph, made)
 
 
 def join(model: onnx.ModelProto) -> None:
@@ -47,9 +49,4 @@ def join(model: onnx.ModelProto) -> None:
             joined[output].attribute.extend(node.attribute)
             dropped |= {summed, biased}
     kept = [node for node in model.graph.node if node.output[0] not in dropped]
-    _set_nodes(model, [joined.get(node.output[0], node) for node in kept])
-
-
-def _set_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    nodes.replace(model.graph, [joined.get(node.output[0], node) for node in kept])

@@ -11,12 +11,14 @@ before the products are accumulated (docs/decisions/023, 039).
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from narrows.errors import ExportError
-from narrows_export import normalization
+from narrows_export import nodes, normalization
+from narrows_export.nodes import make
 
 PLACES = "packed/places"  # int32 (texts, tokens): the row of each token; of a padded one, the row before it
+ROWS = "packed/rows"  # int64 (rows,): where in the padded rows each real token is
 
 
 def packed_counts(whole: dict[str, int]) -> dict[str, int]:
@@ -42,11 +44,6 @@ def pack(model: onnx.ModelProto) -> None:
     del graph.value_info[:]  # of shapes that no longer hold
 
 
-def make(operator: str, inputs: list[str], output: str, **attributes: int) -> onnx.NodeProto:
-    """A node that is named as its only output."""
-    return helper.make_node(operator, inputs, [output], name=output, **attributes)  # type: ignore[arg-type]
-
-
 class _Packing:
     def __init__(self, graph: onnx.GraphProto, embedding: onnx.NodeProto, last: str) -> None:
         self._graph, self._embedding, self._last = graph, embedding, last
@@ -55,17 +52,16 @@ class _Packing:
     def run(self) -> None:
         embedded = self._embedding.output[0]
         renamed = {embedded: "packed/embedded"}
-        nodes: list[onnx.NodeProto] = []
+        packed: list[onnx.NodeProto] = []
         for node in self._graph.node:
             node.input[:] = [renamed.get(name, name) for name in node.input]
-            nodes += self._attention(node) if node.op_type == "Attention" else [node]
+            packed += self._attention(node) if node.op_type == "Attention" else [node]
             if embedded in node.output:
-                nodes += self._rows_of(embedded)
+                packed += self._rows_of(embedded)
             if self._last in node.output:
                 renamed[self._last] = "packed/last"
-                nodes.append(make("Gather", [self._last, PLACES], "packed/last", axis=0))
-        del self._graph.node[:]
-        self._graph.node.extend(nodes)
+                packed.append(make("Gather", [self._last, PLACES], "packed/last", axis=0))
+        nodes.replace(self._graph, packed)
 
     def _rows_of(self, embedded: str) -> list[onnx.NodeProto]:
         """From the mask, which rows are real and where each token's is; from the embedding layer, the real rows."""
@@ -73,18 +69,20 @@ class _Packing:
         width = self._constants[self._embedding.input[2]].dims[1]
         flat = self._constant("packed/flat", np.array([-1], np.int64))
         hidden = self._constant("packed/hidden", np.array([-1, width], np.int64))
-        axis = self._constant("packed/axis", np.array(0, np.int64))
+        texts = self._constant("packed/texts", np.array(0, np.int64))
+        tokens = self._constant("packed/tokens", np.array([1], np.int64))
         one = self._constant("packed/one", np.array(1, np.int32))
         return [
             make("Reshape", [mask, flat], "packed/mask"),
             make("NonZero", ["packed/mask"], "packed/real"),
-            make("Reshape", ["packed/real", flat], "packed/rows"),
-            make("CumSum", ["packed/mask", axis], "packed/count"),
-            make("Sub", ["packed/count", one], "packed/before"),
-            make("Shape", [mask], "packed/shape"),
-            make("Reshape", ["packed/before", "packed/shape"], PLACES),
+            make("Reshape", ["packed/real", flat], ROWS),
+            make("CumSum", [mask, tokens], "packed/count"),  # real tokens of this text so far
+            make("ReduceSum", [mask, tokens], "packed/lengths", keepdims=1),
+            make("CumSum", ["packed/lengths", texts], "packed/earlier", exclusive=1),  # of the texts before it
+            make("Add", ["packed/count", "packed/earlier"], "packed/so_far"),
+            make("Sub", ["packed/so_far", one], PLACES),
             make("Reshape", [embedded, hidden], "packed/all"),
-            make("Gather", ["packed/all", "packed/rows"], "packed/embedded", axis=0),
+            make("Gather", ["packed/all", ROWS], "packed/embedded", axis=0),
         ]
 
     def _attention(self, attention: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -95,24 +93,23 @@ class _Packing:
         biases = np.split(numpy_helper.to_array(self._constants[bias]), 3)
         for name in (weight, bias):
             self._graph.initializer.remove(self._constants[name])
-        nodes = []
+        products = []
         for part, part_weight, part_bias in zip(("query", "key", "value"), weights, biases, strict=True):
             name = f"{layer}/{part}"
             parameters = [self._constant(f"{name}.weight", part_weight), self._constant(f"{name}.bias", part_bias)]
-            nodes.append(make("Gemm", [rows, *parameters], name))
-            nodes.append(make("Gather", [name, PLACES], f"{name}.padded", axis=0))
+            products.append(make("Gemm", [rows, *parameters], name))
+            products.append(make("Gather", [name, PLACES], f"{name}.padded", axis=0))
         padded = [f"{layer}/{part}.padded" for part in ("query", "key", "value")]
         core = make("MultiHeadAttention", [*padded, "", mask], f"{layer}/attended")
         core.domain = attention.domain
         kept = ("num_heads", "mask_filter_value", "scale")
         core.attribute.extend(attribute for attribute in attention.attribute if attribute.name in kept)
         return [
-            *nodes,
+            *products,
             core,
             make("Reshape", [core.output[0], "packed/hidden"], f"{layer}/attended.flat"),
-            make("Gather", [f"{layer}/attended.flat", "packed/rows"], context, axis=0),
+            make("Gather", [f"{layer}/attended.flat", ROWS], context, axis=0),
         ]
 
     def _constant(self, name: str, values: npt.NDArray[np.generic]) -> str:
-        self._graph.initializer.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
-        return name
+        return nodes.constant(self._graph, name, values)

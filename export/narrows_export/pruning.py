@@ -8,11 +8,14 @@ another order - one that even depends on the padding. The second row is dropped 
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from narrows.errors import ExportError
-from narrows_export import normalization
-from narrows_export.packing import PLACES, make
+from narrows_export import nodes, normalization
+from narrows_export.nodes import make
+from narrows_export.packing import PLACES
+
+FIRST = "cls/first"  # the place of a text's first token
+CLS_ROWS = "cls/rows"  # int32 (texts,): the packed row of each text's first token
 
 
 def prune_to_cls(model: onnx.ModelProto) -> None:
@@ -22,15 +25,15 @@ def prune_to_cls(model: onnx.ModelProto) -> None:
         ExportError: the graph does not end as a packed, CLS-pooled tower does.
     """
     graph = model.graph
-    nodes = list(graph.node)
-    producers = {name: node for node in nodes for name in node.output}
+    before = list(graph.node)
+    producers = {name: node for node in before for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in nodes:
+    for node in before:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     try:
-        core = next(node for node in reversed(nodes) if node.op_type == "MultiHeadAttention")
-        last_norm = next(node for node in reversed(nodes) if node.op_type == normalization.SPLIT)
+        core = next(node for node in reversed(before) if node.op_type == "MultiHeadAttention")
+        last_norm = next(node for node in reversed(before) if node.op_type == normalization.SPLIT)
         padded = readers[last_norm.output[0]][0]
         pooling = readers[padded.output[0]][0]
     except (StopIteration, KeyError):
@@ -44,12 +47,12 @@ def prune_to_cls(model: onnx.ModelProto) -> None:
     hidden, bias = query.input[0], query.input[2]
     width = next(tensor.dims[0] for tensor in graph.initializer if tensor.name == bias)
 
-    for name, values in {"cls/first": np.array(0), "cls/pair": np.array([-1, 2, width])}.items():
-        graph.initializer.append(numpy_helper.from_array(values.astype(np.int64), name))
+    nodes.constant(graph, FIRST, np.array(0, np.int64))
+    nodes.constant(graph, "cls/pair", np.array([-1, 2, width], np.int64))
     replaced = {
         query.output[0]: [
-            make("Gather", [PLACES, "cls/first"], "cls/rows", axis=1),
-            make("Gather", [hidden, "cls/rows"], "cls/hidden", axis=0),
+            make("Gather", [PLACES, FIRST], CLS_ROWS, axis=1),
+            make("Gather", [hidden, CLS_ROWS], "cls/hidden", axis=0),
             make("Gemm", ["cls/hidden", *query.input[1:]], query.output[0]),
         ],
         spread.output[0]: [
@@ -57,13 +60,12 @@ def prune_to_cls(model: onnx.ModelProto) -> None:
             make("Reshape", ["cls/query_twice", "cls/pair"], spread.output[0]),
         ],
         flat.output[0]: [],
-        context.output[0]: [make("Gather", [core.output[0], "cls/first"], context.output[0], axis=1)],
+        context.output[0]: [make("Gather", [core.output[0], FIRST], context.output[0], axis=1)],
         padded.output[0]: [],
         pooling.output[0]: [],
     }
-    for node in nodes[nodes.index(context) + 1 :]:
+    for node in before[before.index(context) + 1 :]:
         node.input[:] = ["cls/hidden" if name == hidden else name for name in node.input]
-    kept = [made for node in nodes for made in replaced.get(node.output[0], [node])]
+    kept = [made for node in before for made in replaced.get(node.output[0], [node])]
     last_norm.output[0] = pooling.output[0]
-    del graph.node[:]
-    graph.node.extend(kept)
+    nodes.replace(graph, kept)

@@ -1,7 +1,8 @@
 """The fp32 graph of a tower -> its other variants, each by a recipe whose operators are counted.
 
-    fp16   the layers in half precision, what follows them (pooling, projection, embedding) in single: for GPUs. On a
-           CPU, ONNX Runtime computes in single precision and rounds to half in between, which checks the numerics.
+    fp16   the layers in half precision, what follows them (pooling, projection, embedding) in single: for GPUs, and so
+           padded and fused as they want it (narrows_export.unpacking). On a CPU, ONNX Runtime computes in single
+           precision and rounds to half in between, which checks the numerics.
     int8   products with weights in 8-bit integers, their scales fixed by calibration (narrows_export.quantize): small
            and quick on a CPU, and an embedding is the same alone and in any batch.
 
@@ -34,13 +35,12 @@ from narrows.bundle import (
 from narrows.encoder import Encoder
 from narrows.errors import BundleError, ExportError
 from narrows.tokenizer import TowerTokenizer, load_tokenizer
-from narrows_export import calibrate, checks, normalization
+from narrows_export import calibrate, checks, nodes, normalization, segments, unpacking
 from narrows_export.calibrate import Calibration
 from narrows_export.graph import quiet
 from narrows_export.quantize import Product, products, quantize
 
-FUSED = ("EmbedLayerNormalization", "Attention", "SkipLayerNormalization", "BiasGelu")
-GEMMS = 3  # query, key and value of an attention without products of its own
+PRODUCTS = 3  # query, key and value of an attention without products of its own; also a layer's other products
 
 OpCounts = dict[str, int]
 
@@ -82,7 +82,7 @@ class Recipe:
     """How a variant is made and what it must show.
 
     `count` finds the operators of the graph that is made. The golden tolerance is `tolerance_factor` times the
-    variant's own max abs error against fp32; docs/decisions/015 and 026 say why.
+    variant's own max abs error against fp32; docs/decisions/015 and 026 say why. `padded`: what fp32 packs is padded.
     """
 
     name: str
@@ -90,13 +90,17 @@ class Recipe:
     count: Callable[[Path], OpCounts]
     min_cosine: float
     tolerance_factor: float
+    padded: bool = False
 
 
 def make_fp16(fp32: Path, out: Path, making: Making) -> Made:
-    """Converts the layers of a fused graph to half precision; ids, mask, pooling and embedding keep their types."""
+    """Unpacks a graph and converts its layers to half precision; ids, mask, pooling and embedding keep their types."""
     with quiet():
         model = OnnxModel(onnx.load(fp32))
+        unpacking.unpack(model.model)
         normalization.join(model.model)
+        segments.fold(model.model)
+        nodes.check_no_shapes(model.model.graph)
         layers = _layers(model.model.graph)
         others = [node.name for node in model.model.graph.node if node.name not in layers]
         model.convert_float_to_float16(keep_io_types=True, node_block_list=others)
@@ -108,14 +112,8 @@ def make_fp16(fp32: Path, out: Path, making: Making) -> Made:
 
 def _layers(graph: onnx.GraphProto) -> set[str]:
     """The names of the last normalization of the last layer and of all that it depends on."""
-    producers = {output: node for node in graph.node for output in node.output}
-    pending = [[node for node in graph.node if node.op_type == "SkipLayerNormalization"][-1]]
-    names: set[str] = set()
-    while pending:
-        node = pending.pop()
-        names.add(node.name)
-        pending += [producers[name] for name in node.input if name in producers and producers[name].name not in names]
-    return names
+    last = [node for node in graph.node if node.op_type == normalization.FUSED][-1]
+    return {node.name for node in nodes.needed(graph, last.output)}
 
 
 def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
@@ -144,16 +142,18 @@ def make_int8(fp32: Path, out: Path, making: Making) -> Made:
     return Made(expected, Quantization(rounding, calibration.files, making.calibrated.curve))
 
 
-def _normalizations(fp32: OpCounts) -> int:
-    """How many there are once they are joined; bundles made before they were split hold them fused."""
-    return fp32.get(normalization.SPLIT, 0) + fp32.get(normalization.FUSED, 0)
-
-
 def _fp16_counts(fp32: OpCounts) -> OpCounts:
-    """Every operator of the layers reads weights in half precision; bundles made before packing hold Attention."""
-    operators = fp32 | {normalization.FUSED: _normalizations(fp32)}
-    counts = {f"{name} (fp16)": operators.get(name, 0) for name in (*FUSED, "MatMul")}
-    return counts | {"Gemm (fp16)": GEMMS * fp32.get("MultiHeadAttention", 0)}
+    """Every operator of the layers reads weights in half precision; a pruned layer's attention is not one operator."""
+    layers, pruned = fp32["MultiHeadAttention"], fp32.get("Concat", 0)  # of the query that is given twice
+    return {
+        "EmbedLayerNormalization (fp16)": 1,
+        "Attention (fp16)": layers - pruned,
+        "MultiHeadAttention (fp16)": pruned,
+        "SkipLayerNormalization (fp16)": 2 * layers,
+        "BiasGelu (fp16)": layers,
+        "MatMul (fp16)": PRODUCTS * (layers + pruned),
+        "NonZero": 0,
+    }
 
 
 def _int8_counts(found: Sequence[Product], rounding: Rounding) -> OpCounts:
@@ -188,7 +188,7 @@ def count_run(file: Path) -> OpCounts:
 
 
 RECIPES = {
-    "fp16": Recipe("fused-fp16", make_fp16, count_operators, min_cosine=0.9999, tolerance_factor=4),
+    "fp16": Recipe("fused-fp16", make_fp16, count_operators, min_cosine=0.9999, tolerance_factor=4, padded=True),
     "int8": Recipe("static-int8", make_int8, count_run, min_cosine=0.9, tolerance_factor=1),
 }
 
@@ -254,7 +254,7 @@ def add_variant(directory: Path, tower: TowerManifest, name: str, making: Making
         golden_sha256=durable.sha256_file(golden_file),
         golden_tolerance=max(recipe.tolerance_factor * measured.max_abs_error, checks.PARITY_LIMIT),
         quantization=made.quantization,
-        packed=tower.variants[REFERENCE_VARIANT].packed,
+        packed=tower.variants[REFERENCE_VARIANT].packed and not recipe.padded,
     )
 
 
