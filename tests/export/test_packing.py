@@ -17,7 +17,7 @@ from narrows.encoder import Embeddings, Encoder
 from narrows.errors import ExportError
 from narrows.padding import ATTENTION_MASK, INPUT_IDS, pad_right
 from narrows.tokenizer import TokenIds
-from narrows_export import checkpoint, graph, normalization, packing, pruning, source
+from narrows_export import checkpoint, graph, nodes, normalization, packing, pruning, segments, source, unpacking
 from narrows_export.checkpoint import TorchTower
 
 ROLES: tuple[Role, ...] = ("question_encoder", "context_encoder")
@@ -45,6 +45,7 @@ def make(directory: Path, role: Role, out: Path) -> Graphs:
     tower = checkpoint.load(source.resolve(str(directory)), role, None)
     out.mkdir(exist_ok=True)
     whole = graph.fuse(tower, out / "raw.onnx")
+    segments.subtract(whole)
     normalization.split(whole)
     onnx.save(whole, out / "whole.onnx")
     packing.pack(whole)
@@ -146,6 +147,18 @@ def rows_of_layers(file: Path) -> list[tuple[int, ...]]:
     return [value.shape[:-1] for value in session.run(None, {INPUT_IDS: ids, ATTENTION_MASK: mask})]
 
 
+@pytest.mark.parametrize("lengths", [(1,), (256,), (9, 4, 2), (1, 1, 7, 1), (2, 30, 30, 3)])
+def test_every_token_finds_its_row_and_a_padded_one_the_row_before(graphs: Graphs, lengths: tuple[int, ...]):
+    model = onnx.load(graphs.packed)
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(packing.PLACES, onnx.TensorProto.INT32, None))
+    nodes.drop_unread(model.graph)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    ids, mask = pad_right([np.full(tokens, 7) for tokens in lengths], 0)
+    places = session.run(None, {INPUT_IDS: ids, ATTENTION_MASK: mask})[0]
+    assert np.array_equal(places, mask.cumsum().reshape(mask.shape) - 1)
+
+
 def test_only_real_tokens_have_rows_and_behind_its_attention_the_last_layer_one_a_text(graphs: Graphs):
     layers = graphs.tower.model.config.num_hidden_layers
     each = 3 + 1 + 2 + 2 + 1  # query, key, value; output; feed-forward; normalizations; activation
@@ -155,7 +168,47 @@ def test_only_real_tokens_have_rows_and_behind_its_attention_the_last_layer_one_
     assert rows_of_layers(graphs.exported) == [*[(15,)] * each * (layers - 1), *last]
 
 
+# Unpacked again, for a GPU
+
+
+def unpacked(file: Path, out: Path) -> Path:
+    model = onnx.load(file)
+    unpacking.unpack(model)
+    onnx.checker.check_model(model)
+    onnx.save(model, out)
+    return out
+
+
+def test_unpacked_it_has_the_operators_and_the_bits_of_the_whole_graph(graphs: Graphs, tmp_path: Path):
+    file = unpacked(graphs.packed, tmp_path / "unpacked.onnx")
+    before, after = (Counter(node.op_type for node in onnx.load(each).graph.node) for each in (graphs.whole, file))
+    assert after == before
+    assert file.stat().st_size == pytest.approx(graphs.whole.stat().st_size, abs=16_384)
+    texts = graphs.texts()
+    expected = in_batches(Encoder(graphs.whole, 0, threads=1), texts, 3)
+    assert np.array_equal(in_batches(Encoder(file, 0, threads=1), texts, 3), expected)
+
+
+def test_unpacked_a_pruned_layer_has_one_row_a_text(graphs: Graphs, tmp_path: Path):
+    file = unpacked(graphs.exported, tmp_path / "unpacked.onnx")
+    texts = graphs.texts()
+    expected = in_batches(Encoder(graphs.whole, 0, threads=1), texts, 8)
+    assert np.abs(in_batches(Encoder(file, 0, threads=1), texts, 8) - expected).max() < 1e-5
+    layers, pruned = graphs.tower.model.config.num_hidden_layers, graphs.tower.pooling == "cls"
+    each = 1 + 2 + 2 + 1  # output; feed-forward; normalizations; activation. Attention multiplies by itself
+    last = [(3,), (3, 9), (3, 9), *[(3,)] * each] if pruned else [(3, 9)] * each
+    assert rows_of_layers(file) == [*[(3, 9)] * each * (layers - 1), *last]
+    counts = Counter(node.op_type for node in onnx.load(file).graph.node)
+    assert (counts["Attention"], counts["MultiHeadAttention"]) == (layers - pruned, pruned)
+    assert "NonZero" not in counts
+
+
 # What is refused
+
+
+def test_a_graph_that_is_not_packed_cannot_be_unpacked(graphs: Graphs):
+    with pytest.raises(ExportError, match="not packed: this bundle was made by an earlier version; export it again"):
+        unpacking.unpack(onnx.load(graphs.whole))
 
 
 def spoil(model: onnx.ModelProto, ending: str) -> None:

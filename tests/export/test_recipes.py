@@ -30,11 +30,12 @@ from narrows_tools.cli.main import main
 ROLES: tuple[Role, ...] = ("question_encoder", "context_encoder")
 FP16_OPERATORS = {
     "EmbedLayerNormalization (fp16)": 1,
-    "Attention (fp16)": 0,
+    "Attention (fp16)": LAYERS - 1,
+    "MultiHeadAttention (fp16)": 1,  # of the last layer, whose query is one row a text
     "SkipLayerNormalization (fp16)": 2 * LAYERS,
     "BiasGelu (fp16)": LAYERS,
-    "MatMul (fp16)": 3 * LAYERS,
-    "Gemm (fp16)": 3 * LAYERS,  # query, key and value
+    "MatMul (fp16)": 3 * LAYERS + 3,  # the last layer's query, key and value too
+    "NonZero": 0,
 }
 INT8_OPERATORS = {
     "EmbedLayerNormalization": 1,
@@ -63,7 +64,8 @@ def test_batches_are_priced_as_the_variant_was_made(copy: Path, packed: bool):
         text = (copy / "manifest.json").read_text("utf-8")
         (copy / "manifest.json").write_text(text.replace('"packed": true', '"later": 1'), "utf-8")
     tower = load_towers(open_bundle(copy), "int8", 1, ["question_encoder"])["question_encoder"]
-    assert manifest.towers["question_encoder"].variants["int8"].packed
+    variants = manifest.towers["question_encoder"].variants
+    assert {name: variant.packed for name, variant in variants.items()} == {"fp32": True, "fp16": False, "int8": True}
     assert tower.measure_costs(budget_ms=1.0).packed == packed
 
 
@@ -171,6 +173,9 @@ def test_the_real_minilm_as_fp16_and_int8(minilm_bundle: Bundle, tmp_path: Path)
     assert manifest.towers["question_encoder"] == manifest.towers["context_encoder"]
     variants = manifest.towers["question_encoder"].variants
     assert variants["fp16"].parity_min_cosine > 0.99999
+    assert variants["fp16"].batch_max_abs_difference == 0
+    fused = {"Attention (fp16)": 6, "MultiHeadAttention (fp16)": 0, "MatMul (fp16)": 18}
+    assert variants["fp16"].fused_ops.items() >= fused.items()
     assert variants["int8"].parity_min_cosine > 0.995
     assert variants["int8"].batch_max_abs_difference == 0
     assert (variants["int8"].fused_ops["QAttention"], variants["int8"].fused_ops["MatMulIntegerToFloat"]) == (0, 36)
