@@ -40,8 +40,6 @@ from narrows_export.calibrate import Calibration
 from narrows_export.graph import quiet
 from narrows_export.quantize import Product, products, quantize
 
-PRODUCTS = 3  # query, key and value of an attention without products of its own; also a layer's other products
-
 OpCounts = dict[str, int]
 
 
@@ -144,14 +142,15 @@ def make_int8(fp32: Path, out: Path, making: Making) -> Made:
 
 def _fp16_counts(fp32: OpCounts) -> OpCounts:
     """Every operator of the layers reads weights in half precision; a pruned layer's attention is not one operator."""
-    layers, pruned = fp32["MultiHeadAttention"], fp32.get("Concat", 0)  # of the query that is given twice
+    layers = fp32["MultiHeadAttention"]
+    pruned = fp32.get("Concat", 0)  # the last layer of a CLS-pooled tower, which is given its query twice
     return {
         "EmbedLayerNormalization (fp16)": 1,
         "Attention (fp16)": layers - pruned,
         "MultiHeadAttention (fp16)": pruned,
         "SkipLayerNormalization (fp16)": 2 * layers,
         "BiasGelu (fp16)": layers,
-        "MatMul (fp16)": PRODUCTS * (layers + pruned),
+        "MatMul (fp16)": 3 * layers + 3 * pruned,  # attention output, feed-forward; query, key, value
         "NonZero": 0,
     }
 

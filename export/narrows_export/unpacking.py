@@ -1,8 +1,9 @@
 """A packed graph -> the same with padding, fused as a GPU wants it: what `packing.pack` did, undone.
 
-Packing asks the mask for the rows of real tokens, so that shapes depend on data: a GPU would have to stop and tell. And
-its kernels take query, key and value from one product. So rows are (texts, tokens, hidden) again, which makes every
-Gather of packed or padded rows the identity; three Gemm and a MultiHeadAttention are one Attention.
+Packing asks the mask for the rows of real tokens, so that shapes depend on data, and a GPU has to stop and tell them.
+It is quickest with batches of a few fixed shapes, and with query, key and value from one product. So rows are (texts,
+tokens, hidden) again, which makes every Gather of packed or padded rows the identity, and three Gemm and a
+MultiHeadAttention become one Attention.
 
 The last layer of a CLS-pooled tower stays pruned: it keeps its query of one row (twice, docs/decisions/023), and reads
 it from the padded rows. Gemm takes no padding, so there it becomes MatMul, and MultiHeadAttention adds the bias.
@@ -56,8 +57,10 @@ def _product(producers: dict[str, onnx.NodeProto], name: str) -> onnx.NodeProto:
 
 def _attend(graph: onnx.GraphProto, core: onnx.NodeProto, products: list[onnx.NodeProto]) -> None:
     """Makes a MultiHeadAttention an Attention, or lets it add the biases where its query has other rows."""
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    weights, biases = ([constants[product.input[place]] for product in products] for place in (1, 2))
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    weights, biases = (
+        [numpy_helper.to_array(constants[product.input[place]]) for product in products] for place in (1, 2)
+    )
     name, mask = core.output[0], core.input[4]
     bias = nodes.constant(graph, f"{name}.bias", np.concatenate(biases))
     if len({product.input[0] for product in products}) == 1:
