@@ -26,8 +26,8 @@ from narrows.index.build import BuildRequest
 from narrows.index.opened import OpenIndex, open_index
 from narrows.index.unfinished import BUILD, Appender, Inputs
 from narrows.passages import Passage, Passages, PassageWriter
+from narrows.process import available_cores
 from narrows.tokenizer import TokenizedText
-from narrows.towers import available_cores
 from narrows_export.steps import NARROWS
 
 BLOCK_ROWS = 16_384

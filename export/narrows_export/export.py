@@ -21,8 +21,8 @@ from narrows.bundle import (
 )
 from narrows.encoder import Encoder
 from narrows.errors import ExportError, UnpairedTowersError
+from narrows.process import available_cores
 from narrows.tokenizer import TowerTokenizer, build_tokenizer
-from narrows.towers import available_cores
 from narrows_export import checkpoint, checks, graph, recipes, source, vocabulary
 from narrows_export.recipes import Making
 from narrows_export.source import CheckpointFiles

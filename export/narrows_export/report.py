@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from narrows.bundle import Bundle, BundleManifest, read_manifest
-from narrows.towers import available_cores
+from narrows.process import available_cores
 from narrows_export import calibrate, gate, gate_data, int8_search
 from narrows_export.calibrate import Calibration
 from narrows_export.export import STEPS_PER_TOWER, ExportReport, ExportRequest, export_bundle, unpaired_warning

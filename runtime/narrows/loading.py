@@ -16,10 +16,11 @@ from narrows.gpu_loading import load_on_gpu
 from narrows.index import Index
 from narrows.index.opened import OpenIndex, open_index
 from narrows.index.store import identity
+from narrows.process import available_cores
 from narrows.quarantine import Guard
 from narrows.scheduler import LaneSettings
 from narrows.settings import ServerSettings
-from narrows.towers import Tower, available_cores
+from narrows.towers import Tower
 from narrows.work import Lane, Outcome, Served
 
 log = logging.getLogger(__name__)

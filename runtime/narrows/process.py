@@ -10,6 +10,11 @@ SWITCH_INTERVAL_S = 0.0005  # threads hand the GIL to one another 10 times soone
 GARBAGE_THRESHOLD = 50_000
 
 
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
 def log_to_stderr(level: str) -> None:
     """Sends what is at least as severe as `level` to stderr."""
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)

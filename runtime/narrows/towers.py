@@ -1,6 +1,5 @@
 """The towers of a bundle, loaded: tokenizer and encoder of each, and what their batches cost on this machine."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,11 +42,6 @@ class Tower:
         timer = time.thread_time if self.encoder.threads == 1 and device.grid is None else time.monotonic
         measured = costs.measure(run, lengths, device.max_batch, budget_ms, time.monotonic, timer)
         return replace(measured, packed=self.packed)
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def load_towers(

@@ -1,9 +1,9 @@
 """`narrows serve`: in one process, or fronts and an engine in processes of their own under a supervisor."""
 
 import logging
-import os
 from collections.abc import Callable
 
+from narrows.process import available_cores
 from narrows.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ def serve(settings: ServerSettings, ready: Callable[[str], None]) -> None:
         BundleError, IndexFileError, MismatchError: what is to be served cannot be.
         SettingsError: the address cannot be listened on.
     """
-    fronts = front_count(settings.frontends, len(os.sched_getaffinity(0)))
+    fronts = front_count(settings.frontends, available_cores())
     # Each way imports what it needs: a supervisor needs no model, no index and no gRPC.
     if fronts:
         from narrows.server.supervisor import supervise

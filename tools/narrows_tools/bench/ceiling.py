@@ -10,8 +10,8 @@ import numpy as np
 
 from narrows.bundle import Role, open_bundle
 from narrows.encoder import Encoder, load_encoder
+from narrows.process import available_cores
 from narrows.tokenizer import TokenIds, TowerTokenizer, load_tokenizer
-from narrows.towers import available_cores
 from narrows_tools.bench.pinned import Cores
 from narrows_tools.bench.targets import Text
 from narrows_tools.bench.workers import Worker

@@ -115,7 +115,7 @@ def _each_once(given: Sequence[T]) -> tuple[T, ...]:
 
 def _measure(options: argparse.Namespace) -> "BatchCosts":
     from narrows.bundle import open_bundle
-    from narrows.towers import available_cores
+    from narrows.process import available_cores
     from narrows_tools.bench import batch_costs
 
     longest = open_bundle(options.bundle).tower("question_encoder").max_tokens

@@ -99,7 +99,7 @@ def run_info(options: argparse.Namespace) -> int:
 
 def run_add_variants(options: argparse.Namespace) -> int:
     """Adds variants, with progress on stderr."""
-    from narrows.towers import available_cores
+    from narrows.process import available_cores
     from narrows_export import report
     from narrows_tools.cli.export import gate_data_of, int8_request, other_variants
 
@@ -129,7 +129,7 @@ def run_add_variants(options: argparse.Namespace) -> int:
 
 def run_judge(options: argparse.Namespace) -> int:
     """Runs the gate, with progress on stderr."""
-    from narrows.towers import available_cores
+    from narrows.process import available_cores
     from narrows_export import gate_data, report
 
     data = gate_data.read(gate_request(options))

@@ -262,7 +262,7 @@ def _warn(warning: str) -> None:
 
 
 def _threads(options: argparse.Namespace) -> int:
-    from narrows.towers import available_cores
+    from narrows.process import available_cores
 
     return options.threads or available_cores()
 

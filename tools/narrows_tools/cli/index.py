@@ -116,7 +116,7 @@ def run_build(options: argparse.Namespace) -> int:
     from narrows.index.build import BuildRequest, Progress, build_index
     from narrows.index.store import TRUNCATED
     from narrows.index.unfinished import BUILD, read_journal
-    from narrows.towers import available_cores
+    from narrows.process import available_cores
 
     class Bars(Progress):
         """A count while reading; the estimate; then passages/s and ETA while encoding."""
@@ -207,7 +207,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
     from narrows.bundle import open_bundle
     from narrows.index.verify import verify_index
-    from narrows.towers import available_cores
+    from narrows.process import available_cores
 
     bundle = open_bundle(options.bundle)
     with tqdm(desc="verifying", unit=" steps", file=sys.stderr) as bar:
