@@ -40,11 +40,13 @@ class Bucket:
 class CostTable:
     """Buckets by ascending length. With a single one (search) the length does not matter.
 
-    `packed` says that padding costs nothing (but in attention, which is left out of account).
+    `packed` says that padding costs nothing (but in attention, which is left out of account). `stepped` says that
+    every batch is padded to the length of a bucket.
     """
 
     buckets: tuple[Bucket, ...]
     packed: bool = False
+    stepped: bool = False
 
     @cached_property
     def _lengths(self) -> list[int]:
@@ -70,6 +72,8 @@ class CostTable:
         if upper == 0:
             return self.buckets[0].at(batch_size)
         low, high = self.buckets[upper - 1], self.buckets[upper]
+        if self.stepped:
+            return high.at(batch_size)
         share = (tokens - low.tokens) / (high.tokens - low.tokens)
         return low.at(batch_size) * (1 - share) + high.at(batch_size) * share
 
@@ -90,7 +94,7 @@ class CostTable:
 def measure(
     run: Callable[[int, int], object],
     lengths: Sequence[int],
-    max_batch: int,
+    most_texts: Callable[[int], int],
     budget_ms: float,
     clock: Callable[[], float],
     timer: Callable[[], float] | None = None,
@@ -103,7 +107,7 @@ def measure(
     Args:
         run: runs one batch, given (batch size, tokens).
         lengths: padded lengths to measure, ascending.
-        max_batch: largest batch size tried.
+        most_texts: largest batch size tried, by length.
         budget_ms: time after which nothing further is begun; every length is measured at size one at least.
         clock: monotonic seconds.
         timer: seconds by which a batch is timed, where that is not the clock.
@@ -120,7 +124,7 @@ def measure(
         run(1, tokens)  # the first run allocates
         times = found[tokens] = [timed_ms(0, tokens)]
         best, fruitless = 1 / times[0], 0
-        while 2 ** len(times) <= max_batch and fruitless < 2 and clock() < bucket_end:
+        while 2 ** len(times) <= most_texts(tokens) and fruitless < 2 and clock() < bucket_end:
             size = 2 ** len(times)
             times.append(timed_ms(len(times), tokens))
             fruitless = 0 if size / times[-1] > best * (1 + TOLERANCE) else fruitless + 1
@@ -130,11 +134,11 @@ def measure(
         if clock() >= end:
             break
         found[tokens][power] = min(found[tokens][power], timed_ms(power, tokens))
-    _share(found, max_batch)
+    _share(found, most_texts)
     return CostTable(tuple(_bucket(tokens, times) for tokens, times in found.items()))
 
 
-def _share(found: dict[int, list[float]], max_batch: int) -> None:
+def _share(found: dict[int, list[float]], most_texts: Callable[[int], int]) -> None:
     """Lets each length learn from the next: twice as many texts of half the length cost no more.
 
     Their matrix products have as many rows and attention does less. So a budget too small for large batches of short
@@ -147,7 +151,7 @@ def _share(found: dict[int, list[float]], max_batch: int) -> None:
         for power, ms in enumerate(found[longer], start=1):
             if power < len(times):
                 times[power] = min(times[power], ms)
-            elif 2**power <= max_batch:
+            elif 2**power <= most_texts(shorter):
                 times.append(ms)
 
 

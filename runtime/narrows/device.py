@@ -24,6 +24,7 @@ GPU_SHAPES = Shapes(
     tokens=(16, 24, 32, 48, 64, 96, 128, 192, 256, 384),
     max_cells=16_384,
 )
+NAMED_NODES = 3
 _CUDA = re.compile(r"cuda(?::(\d{1,3}))?")
 
 
@@ -32,15 +33,14 @@ class Device(ABC):
     """What an encoder asks of the device that it runs on.
 
     `name` is as in GetServerInfo. `variants` run on it, the fastest first; none: all do, and are timed. `grid` are the
-    shapes that batches are padded to; None: they are run as they come. `max_batch` texts are worth trying in one batch;
-    `offline_batch_tokens` go into one when all texts are at hand, padding included.
+    shapes that batches are padded to; None: they are run as they come. `max_batch` texts are worth trying in one batch.
     """
 
     name: str
+    is_gpu: bool
     variants: tuple[str, ...]
     grid: Shapes | None
     max_batch: int
-    offline_batch_tokens: int
 
     @abstractmethod
     def session(self, model_file: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -61,10 +61,10 @@ class CpuDevice(Device):
     """The cores that this process may use. A grid does not pay there; with one it does what a GPU does."""
 
     name: str = "cpu"
+    is_gpu: bool = False
     variants: tuple[str, ...] = ()
     grid: Shapes | None = None
     max_batch: int = 64
-    offline_batch_tokens: int = 384  # beyond, activations outgrow the caches (decision 036)
 
     def session(self, model_file: Path, threads: int) -> onnxruntime.InferenceSession:
         """See Device."""
@@ -91,10 +91,10 @@ class CudaDevice(Device):
     """
 
     name: str = "cuda:0"
+    is_gpu: bool = True
     variants: tuple[str, ...] = ("fp16", "fp32")
     grid: Shapes | None = GPU_SHAPES
     max_batch: int = GPU_SHAPES.texts[-1]
-    offline_batch_tokens: int = GPU_SHAPES.max_cells
     number: int = 0
 
     def session(self, model_file: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -116,8 +116,8 @@ class CudaDevice(Device):
         except Exception as error:  # no memory is left, most likely
             raise DeviceError(f"{model_file} cannot be loaded on {self.name}: {error}") from None
         if CUDA_PROVIDER not in session.get_providers():
-            raise DeviceError(f"{self.name} cannot be used: {why_not_cuda(self.number)}")
-        session.disable_fallback()
+            why = why_not_cuda(self.number) or "ONNX Runtime's log says why"
+            raise DeviceError(f"{self.name} cannot be used: {why}; or use --device cpu")
         check_placement(session, CUDA_PROVIDER, model_file)
         return session
 
@@ -142,21 +142,27 @@ def check_placement(session: onnxruntime.InferenceSession, provider: str, model_
     Raises:
         DeviceError: some do not; names them.
     """
-    elsewhere = [
-        f"{node.op_type} ({node.name})"
-        for part in session.get_provider_graph_assignment_info()
-        if part.ep_name != provider
-        for node in part.get_nodes()
-    ]
+    elsewhere: dict[str, list[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        for node in part.get_nodes() if part.ep_name != provider else ():
+            elsewhere.setdefault(node.op_type, []).append(node.name)
     if elsewhere:
+        listed = ", ".join(
+            f"{len(names)} {operator} ({', '.join(names[:NAMED_NODES])}{', ...' * (len(names) > NAMED_NODES)})"
+            for operator, names in elsewhere.items()
+        )
         raise DeviceError(
-            f"{len(elsewhere)} operators of {model_file} do not run on {provider}: {', '.join(elsewhere)}; export the "
-            "bundle again, or serve it with --device cpu"
+            f"operators of {model_file} do not run on {provider}: {listed}; export the bundle again, or use --device "
+            "cpu"
         )
 
 
-def choose(wanted: str) -> Device:
+def choose(wanted: str, variant: str = "") -> Device:
     """The device that a setting names: cpu, cuda, cuda:N; or auto: GPU 0 if CUDA loads, else the CPU, and says why.
+
+    Args:
+        wanted: the setting.
+        variant: that it is to run; for one that a GPU does not, auto means the CPU.
 
     Raises:
         DeviceError: a GPU was named, and cannot be used.
@@ -166,10 +172,13 @@ def choose(wanted: str) -> Device:
     named = _CUDA.fullmatch(wanted)
     number = int(named[1] or 0) if named else 0
     why = why_not_cuda(number)
+    device = cuda(number)
+    if not why and not named and variant not in ("", *device.variants):
+        why = f"a GPU does not run {variant}"
     if not why:
-        return cuda(number)
+        return device
     if named:
-        raise DeviceError(f"{wanted} cannot be used: {why}")
+        raise DeviceError(f"--device {wanted} cannot be used: {why}; or use --device cpu")
     # Who installed a build for GPUs wants to know; others knew.
     log.log(logging.WARNING if has_cuda() else logging.INFO, "device: the CPU, because %s", why)
     return CPU
@@ -190,4 +199,5 @@ def why_not_cuda(number: int) -> str:
 
 def _load(model_file: Path, options: onnxruntime.SessionOptions, providers: list[Any]) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(model_file), options, providers=providers)
+    # Its own fallback hides why a GPU failed, and writes to stdout.
+    return onnxruntime.InferenceSession(str(model_file), options, providers=providers, enable_fallback=0)

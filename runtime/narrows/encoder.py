@@ -23,6 +23,7 @@ from narrows.tokenizer import TokenIds
 Embeddings = npt.NDArray[np.float32]
 
 MAX_TOKENS = 512  # of any BERT
+OFFLINE_TOKENS = 384  # of a batch on a CPU, padding included: beyond, activations outgrow the caches (decision 036)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +60,22 @@ class Encoder:
         """
         session = device.session(model_file, threads)
         self._run: Callable[[Sequence[TokenIds]], Embeddings]
-        if device.grid is None:
+        self.shapes = device.grid.within(max_tokens) if device.grid else None
+        if self.shapes is None:
             self._run = partial(_run_as_it_comes, session, pad_id)
         else:
             try:
-                self._run = BoundRuns(session, device.grid.within(max_tokens), pad_id, device.buffer)
+                self._run = BoundRuns(session, self.shapes, pad_id, device.buffer)
             except Exception as error:  # onnxruntime's own
                 raise DeviceError(f"{device.name} cannot run the batches of {model_file}: {error}") from None
         self.threads = threads
         self.device = device
+
+    def offline_texts(self, tokens: int) -> int:
+        """How many texts to run together when all are at hand, the longest of so many tokens."""
+        if self.shapes:
+            return self.shapes.most_texts(tokens)
+        return max(1, OFFLINE_TOKENS // tokens)
 
     def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
         """Embeds texts in one right-padded batch.

@@ -39,11 +39,14 @@ def load_on_gpu(
     index_variant = index.manifest.variant if index else None
     choice = variants.suited(device.variants, bundle.manifest, index_variant, settings.variant)
     names: dict[Role, str] = {"question_encoder": choice.question, "context_encoder": choice.passage}
-    storage = gpu.storage(settings.gpu_vectors) if index else None
+    storage = gpu.storage(settings.gpu_vectors, device.number, index.vectors.max_norm) if index else None
     needed = towers_need(bundle, names)
     if index and storage:
         needed += vectors_need(index.manifest.count, index.manifest.dim, storage)
-    check_fits(device.name, needed, cuda.free_bytes(device.number))
+    advice = {"fp32": "hold the vectors in half precision (--gpu-vectors fp16), ", None: ""}.get(storage, "")
+    if storage:
+        advice += "leave them to the CPU (--gpu-vectors off), "
+    check_fits(device.name, needed, cuda.free_bytes(device.number), advice)
     towers = load_towers(bundle, names, 1, list(names), device=device)
     if index and storage:
         vectors = index.vectors
@@ -74,18 +77,18 @@ def vectors_need(count: int, dim: int, storage: Storage) -> list[Need]:
     ]
 
 
-def check_fits(device: str, needed: Sequence[Need], free_bytes: int) -> None:
+def check_fits(device: str, needed: Sequence[Need], free_bytes: int, advice: str = "") -> None:
     """Refuses what does not fit.
 
     Raises:
-        DeviceError: with all the numbers, and what would help.
+        DeviceError: with all the numbers, and what would help: `advice`, a larger GPU, or none.
     """
     total = sum(need.size_bytes for need in needed)
     if total > free_bytes:
         parts = ", ".join(f"{need.what} {_gib(need.size_bytes)}" for need in needed)
         raise DeviceError(
-            f"{device} has {_gib(free_bytes)} of memory free, and {_gib(total)} are needed ({parts}): hold the vectors "
-            "in fp16 (--gpu-vectors fp16), leave them to the CPU (--gpu-vectors off), or take a larger GPU"
+            f"{device} has {_gib(free_bytes)} of memory free, and {_gib(total)} are needed ({parts}): {advice}take a "
+            "larger GPU, or use --device cpu"
         )
 
 

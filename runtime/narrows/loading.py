@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from narrows import costs
-from narrows.bundle import Bundle, open_bundle
-from narrows.device import CudaDevice
+from narrows.bundle import Bundle, Role, open_bundle
+from narrows.device import CPU, CudaDevice, Device
 from narrows.device import choose as choose_device
 from narrows.engine import EncodeStage, Engine, SearchStage
+from narrows.errors import DeviceError
 from narrows.fastest import load_fastest
 from narrows.gpu_loading import load_on_gpu
 from narrows.index import Index
@@ -21,6 +22,7 @@ from narrows.quarantine import Guard
 from narrows.scheduler import LaneSettings
 from narrows.settings import ServerSettings
 from narrows.towers import Tower
+from narrows.variants import Choice
 from narrows.work import Lane, Outcome, Served
 
 log = logging.getLogger(__name__)
@@ -53,16 +55,11 @@ def start_engine(
 
     Raises:
         BundleError: a tower cannot be loaded, or is off its golden embeddings on this machine.
-        DeviceError: the device that the settings name cannot be used, or has too little memory.
+        DeviceError: the GPU that the settings name cannot be used, or has too little memory.
     """
     started_s = time.monotonic()
     cores = available_cores()
-    device = choose_device(settings.device)
-    if isinstance(device, CudaDevice):
-        choice, loaded = load_on_gpu(settings, bundle, index, device)
-    else:
-        index_variant = index.manifest.variant if index else None
-        choice, loaded = load_fastest(bundle, index_variant, settings.variant, settings.encode_threads or cores)
+    device, choice, loaded = _load_towers(settings, bundle, index)
     if choice.warning:
         log.warning("%s", choice.warning)
     question, context = loaded["question_encoder"], loaded["context_encoder"]
@@ -98,6 +95,23 @@ def start_engine(
     return engine, Served(choice.question, choice.passage, device.name, bundle.tower_ids, index_id)
 
 
+def _load_towers(
+    settings: ServerSettings, bundle: Bundle, index: OpenIndex | None
+) -> tuple[Device, Choice, dict[Role, Tower]]:
+    """Loads the towers where the settings say; with `auto` on the CPU, where a GPU cannot serve what they name."""
+    device = choose_device(settings.device)
+    if isinstance(device, CudaDevice):
+        try:
+            return device, *load_on_gpu(settings, bundle, index, device)
+        except DeviceError as error:
+            if settings.device != "auto":
+                raise
+            log.warning("device: the CPU, because %s", error)
+    index_variant = index.manifest.variant if index else None
+    threads = settings.encode_threads or available_cores()
+    return CPU, *load_fastest(bundle, index_variant, settings.variant, threads)
+
+
 def _search_stage(index: Index, *, own_thread: bool) -> SearchStage:
     """Warms the index up with its own vectors and times its batches."""
     largest = SEARCH_WARMUP_BATCH[index.affinity]
@@ -106,5 +120,5 @@ def _search_stage(index: Index, *, own_thread: bool) -> SearchStage:
     def run(batch_size: int, _tokens: int) -> None:
         index.search(np.resize(queries, (batch_size, index.dim)), SEARCH_WARMUP_K)
 
-    table = costs.measure(run, [1], largest, SEARCH_WARMUP_BUDGET_MS, time.monotonic)
+    table = costs.measure(run, [1], lambda tokens: largest, SEARCH_WARMUP_BUDGET_MS, time.monotonic)
     return SearchStage(index.search, table, own_thread)

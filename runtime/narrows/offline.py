@@ -18,6 +18,7 @@ from narrows.encoder import Embeddings
 from narrows.tokenizer import TokenizedText
 from narrows.towers import Tower
 
+GPU_THREADS = 2  # one pads the next batch while one waits for the card
 CHUNKS_AHEAD = 1  # begun before the one that is waited for is done: no thread idles at a chunk's end
 
 
@@ -55,7 +56,7 @@ def embed_chunks(
     Raises:
         BundleError: an embedding is not finite.
     """
-    pool = ThreadPoolExecutor(threads, "encode")
+    pool = ThreadPoolExecutor(min(threads, GPU_THREADS) if tower.encoder.device.is_gpu else threads, "encode")
     under_way: deque[_Chunk] = deque()
     try:
         for texts in chunks:
@@ -75,7 +76,7 @@ def _begin(pool: ThreadPoolExecutor, tower: Tower, texts: Sequence[TokenizedText
         embeddings[batch] = tower.encoder.encode([texts[number].ids for number in batch])
         return len(batch)
 
-    grouped = batches([len(text.ids) for text in texts], tower.encoder.device.offline_batch_tokens)
+    grouped = batches([len(text.ids) for text in texts], tower.encoder.offline_texts)
     return _Chunk(texts, embeddings, [pool.submit(run, batch) for batch in grouped])
 
 
@@ -85,15 +86,15 @@ def _end(chunk: _Chunk, encoded: Callable[[int], object]) -> tuple[Sequence[Toke
     return chunk.texts, chunk.embeddings
 
 
-def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def batches(lengths: Sequence[int], most_texts: Callable[[int], int]) -> list[list[int]]:
     """Positions of texts, grouped by like length; the groups shuffled with a fixed seed, for an even progress.
 
-    A group has at most `batch_tokens`, padding included; a longer text is one of its own.
+    `most_texts` says how many go together, given the length of the longest.
     """
     longest_first = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     grouped, start = [], 0
     while start < len(longest_first):
-        size = max(1, batch_tokens // lengths[longest_first[start]])
+        size = most_texts(lengths[longest_first[start]])
         grouped.append(longest_first[start : start + size])
         start += size
     random.Random(0).shuffle(grouped)  # noqa: S311  (no secret)

@@ -49,7 +49,7 @@ class Shapes:
         start = longest = 0
         for number, length in enumerate(lengths):
             longest = max(longest, length)
-            if number - start == self.most_texts(longest):
+            if number - start >= self.most_texts(longest):
                 yield slice(start, number)
                 start, longest = number, length
         yield slice(start, len(lengths))

@@ -22,7 +22,8 @@ _ERROR_WORDS = re.compile(r"error|fail|not found|cannot|please install", re.IGNO
 
 def run_probe(*arguments: str) -> tuple[dict[str, Any] | None, str]:
     """Runs one of PROBES in a process; returns what it found, or None, and everything else that was said."""
-    command = [sys.executable, "-m", "narrows.probe", *arguments]
+    # -P: nothing in the working directory stands in for a module.
+    command = [sys.executable, "-P", "-m", "narrows.probe", *arguments]
     try:
         done = subprocess.run(  # noqa: S603  (our own module)
             command, capture_output=True, text=True, errors="replace", timeout=PROBE_TIMEOUT_S, check=False

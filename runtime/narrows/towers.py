@@ -31,17 +31,21 @@ class Tower:
 
         A CPU's encoder of one thread is timed by that thread's own clock, which stops while others have the core.
         """
-        longest = self.manifest.max_tokens
-        lengths = [length for length in LENGTHS if length < longest] + [longest]
+        longest, shapes = self.manifest.max_tokens, self.encoder.shapes
+        lengths = shapes.tokens if shapes else (*(length for length in LENGTHS if length < longest), longest)
         pad = self.tokenizer.pad_id
 
         def run(batch_size: int, tokens: int) -> None:
             self.encoder.encode([np.full(tokens, pad, dtype=np.int64)] * batch_size)
 
+        def most_texts(tokens: int) -> int:
+            most = self.encoder.device.max_batch
+            return min(most, shapes.most_texts(tokens)) if shapes else most
+
         device = self.encoder.device
-        timer = time.thread_time if self.encoder.threads == 1 and device.grid is None else time.monotonic
-        measured = costs.measure(run, lengths, device.max_batch, budget_ms, time.monotonic, timer)
-        return replace(measured, packed=self.packed)
+        timer = time.monotonic if device.is_gpu or self.encoder.threads > 1 else time.thread_time
+        measured = costs.measure(run, lengths, most_texts, budget_ms, time.monotonic, timer)
+        return replace(measured, packed=self.packed, stepped=shapes is not None)
 
 
 def load_towers(

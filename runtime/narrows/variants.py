@@ -108,7 +108,7 @@ def suited(runs: Sequence[str], manifest: BundleManifest, index_variant: str | N
     """Chooses without timing, for a device that runs some variants alone: the candidate that comes first in `runs`."""
     passage = passage_variant(index_variant, wanted)
     found = candidates(manifest, passage, wanted)
-    question = next((name for name in runs if name in found), found[0])
+    question = wanted or next((name for name in runs if name in found), REFERENCE_VARIANT)
     return Choice(question, passage, pair_warning(manifest, question, passage))
 
 

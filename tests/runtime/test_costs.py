@@ -23,7 +23,7 @@ class Machine:
         return self.now_s
 
     def measure(self, lengths: list[int], max_batch: int, budget_ms: float) -> CostTable:
-        return measure(self.run, lengths, max_batch, budget_ms, self.clock)
+        return measure(self.run, lengths, lambda tokens: max_batch, budget_ms, self.clock)
 
 
 # --- a bucket
@@ -156,7 +156,7 @@ def test_a_batch_never_costs_more_than_a_larger_one() -> None:
 
 def test_batches_are_timed_by_their_own_timer() -> None:
     machine = Machine(lambda batch_size, tokens: 10.0)
-    table = measure(machine.run, [8], 1, 1e9, machine.clock, timer=lambda: machine.now_s / 2)
+    table = measure(machine.run, [8], lambda tokens: 1, 1e9, machine.clock, timer=lambda: machine.now_s / 2)
     assert table.buckets[0].ms == pytest.approx([5.0])
 
 
@@ -210,3 +210,17 @@ def test_what_a_length_leaves_goes_to_the_later_ones() -> None:
     assert [tokens for _, tokens in machine.runs].count(
         16
     ) == 1 + 19  # begun at 18, 28, ..., 198 ms; its share alone would end at 100
+
+
+def test_the_largest_batch_may_depend_on_the_length() -> None:
+    machine = Machine(lambda batch_size, tokens: 10.0 + 0.01 * batch_size * tokens)
+    table = measure(machine.run, [8, 32], lambda tokens: 64 // tokens, 1e9, machine.clock)
+    assert [bucket.batch_sizes for bucket in table.buckets] == [(1, 2, 4, 8), (1, 2)]
+    assert (table.cap(8), table.cap(20)) == (8, 2)
+
+
+def test_a_batch_that_is_padded_to_a_bucket_costs_what_the_bucket_does() -> None:
+    buckets = (Bucket(8, (1,), (10.0,)), Bucket(16, (1,), (20.0,)))
+    assert CostTable(buckets).ms(1, 12) == 15.0
+    assert CostTable(buckets, stepped=True).ms(1, 12) == 20.0
+    assert CostTable(buckets, stepped=True).ms(1, 8) == 10.0

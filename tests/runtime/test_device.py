@@ -97,7 +97,8 @@ def test_operators_that_run_elsewhere_are_named(small_bundle: Bundle) -> None:
         DeviceError, match=r"operators of .*model\.fp32\.onnx do not run on CUDAExecutionProvider"
     ) as no:
         check_placement(session, CUDA_PROVIDER, file)
-    assert "EmbedLayerNormalization (" in str(no.value)
+    assert "1 EmbedLayerNormalization (" in str(no.value)
+    assert len(str(no.value)) < 2000  # of each kind a few are named
     assert "--device cpu" in str(no.value)
 
 
@@ -158,3 +159,9 @@ def test_auto_names_the_library_that_is_missing(
     monkeypatch.setattr(probe, "run_probe", lambda *_: ({"loads": True}, ""))
     assert choose("auto").name == "cuda:0"
     assert choose("cuda:2").name == "cuda:2"
+    assert choose("auto", "fp16").name == "cuda:0"
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger=device.__name__):
+        assert choose("auto", "int8") is CPU
+    assert caplog.records[0].message == "device: the CPU, because a GPU does not run int8"
+    assert choose("cuda", "int8").name == "cuda:0"  # whoever loads it refuses, and says what would run

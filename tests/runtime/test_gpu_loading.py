@@ -48,11 +48,11 @@ def test_what_fits_is_let_through_and_what_does_not_is_refused_with_the_numbers(
     total = sum(need.size_bytes for need in needed)
     check_fits("cuda:0", needed, total)
     with pytest.raises(DeviceError) as refused:
-        check_fits("cuda:0", needed, 24 * GIB)
+        check_fits("cuda:0", needed, 24 * GIB, "leave them out, ")
     message = str(refused.value)
-    assert message.startswith("cuda:0 has 24.00 GiB of memory free, and 32.52 GiB are needed (towers 3.00 GiB, ")
-    assert "10,000,000 vectors of 768 in fp32 29.02 GiB, searching them 0.50 GiB)" in message
-    assert "--gpu-vectors fp16" in message
+    assert message.startswith("cuda:0 has 24.00 GiB of memory free, and 33.56 GiB are needed (towers 3.00 GiB, ")
+    assert "10,000,000 vectors of 768 in fp32 29.06 GiB, searching them 1.50 GiB)" in message
+    assert message.endswith("): leave them out, take a larger GPU, or use --device cpu")
 
 
 def test_a_gpu_answers_by_the_first_of_its_variants_that_is_sound(variants_bundle: Bundle) -> None:
@@ -63,6 +63,8 @@ def test_a_gpu_answers_by_the_first_of_its_variants_that_is_sound(variants_bundl
     asked = variants.suited(runs, variants_bundle.manifest, "fp32", "fp16")
     assert (asked.question, asked.passage) == ("fp16", "fp32")
     assert "no quality report" in asked.warning
+    only_int8 = variants.suited(runs, variants_bundle.manifest, "int8", "")
+    assert (only_int8.question, only_int8.passage) == ("fp32", "int8")  # which then is refused: the index is int8's
 
 
 # --- the whole engine as it runs on a GPU, with the CPU in the place of the card
@@ -116,7 +118,7 @@ def test_an_engine_on_a_gpu_gives_the_answers_of_the_cpu(
     grid = Shapes(texts=(1, 4, 16), tokens=(8, 16, 32), max_cells=256)
     monkeypatch.setattr(loading, "choose_device", lambda wanted: CpuAsGpu(grid=grid, max_batch=16))
     monkeypatch.setattr(cuda, "free_bytes", lambda number: 80 * GIB)
-    monkeypatch.setattr("narrows.index.gpu.has_code", lambda: True)
+    monkeypatch.setattr("narrows.index.gpu.faiss_sees", lambda gpu: True)
     monkeypatch.setattr(gpu_loading, "GpuCandidates", half_candidates)
     found, served = answers(settings, questions)
     assert found == expected
@@ -124,12 +126,28 @@ def test_an_engine_on_a_gpu_gives_the_answers_of_the_cpu(
     assert (served.variant, served.index_id) == (on_cpu.variant, on_cpu.index_id)
 
 
-def test_a_server_that_does_not_fit_is_refused_before_anything_is_loaded(
-    small_bundle: Bundle, small_index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def a_full_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "choose_device", lambda wanted: CudaDevice())
     monkeypatch.setattr(cuda, "free_bytes", lambda number: GIB)
-    settings = ServerSettings(small_bundle.path, small_index, gpu_vectors="off")
+
+
+@pytest.mark.usefixtures("a_full_card")
+def test_a_server_that_does_not_fit_is_refused_before_anything_is_loaded(
+    small_bundle: Bundle, small_index: Path
+) -> None:
+    settings = ServerSettings(small_bundle.path, small_index, device="cuda", gpu_vectors="off")
     opened, index = open_files(settings)
-    with pytest.raises(DeviceError, match=r"cuda:0 has 1\.00 GiB of memory free, and 4\.50 GiB are needed"):
+    with pytest.raises(DeviceError, match=r"cuda:0 has 1\.00 GiB of memory free, and 4\.50 GiB are needed") as refused:
         start_engine(settings, opened, index, lambda outcomes: None)
+    assert "--gpu-vectors" not in str(refused.value)  # they are off already
+
+
+@pytest.mark.usefixtures("a_full_card")
+def test_auto_takes_the_cpu_where_a_gpu_cannot_serve_and_says_why(
+    small_bundle: Bundle, small_index: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ServerSettings(small_bundle.path, small_index, encode_threads=1, warmup_budget_ms=20)
+    _, served = answers(settings, ["who"])
+    assert served.device == "cpu"
+    assert "device: the CPU, because cuda:0 has 1.00 GiB of memory free" in caplog.text

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from narrows.bundle import Bundle
-from narrows.device import CPU
+from narrows.encoder import OFFLINE_TOKENS
 from narrows.offline import CHUNKS_AHEAD, batches, embed, embed_chunks
 from narrows.tokenizer import TokenizedText
 from narrows.towers import Tower, load_towers
@@ -32,13 +32,17 @@ def encoding_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("encode")]
 
 
-@given(st.lists(st.integers(1, 2 * CPU.offline_batch_tokens), max_size=80))
+def most_texts(tokens: int) -> int:
+    return max(1, OFFLINE_TOKENS // tokens)
+
+
+@given(st.lists(st.integers(1, 2 * OFFLINE_TOKENS), max_size=80))
 def test_batches_hold_every_text_once_and_few_tokens(lengths: list[int]) -> None:
-    grouped = batches(lengths, CPU.offline_batch_tokens)
+    grouped = batches(lengths, most_texts)
     assert sorted(number for batch in grouped for number in batch) == list(range(len(lengths)))
     for batch in grouped:
         padded = len(batch) * max(lengths[number] for number in batch)
-        assert len(batch) == 1 or 0 < padded <= CPU.offline_batch_tokens
+        assert len(batch) == 1 or 0 < padded <= OFFLINE_TOKENS
     # Of like length: no two batches overlap in the lengths that they hold.
     spans = sorted((min(lengths[n] for n in batch), max(lengths[n] for n in batch)) for batch in grouped)
     assert all(one[1] <= other[0] for one, other in pairwise(spans))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from narrows.device import GPU_SHAPES
@@ -31,7 +31,12 @@ def test_a_tower_sets_the_longest_shape() -> None:
     assert SMALL.within(512).most_texts(300) == 1
 
 
-@given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=300))
+LENGTHS = st.integers(1, 512) | st.integers(8, 25) | st.integers(8, 25) | st.integers(8, 25)  # most questions are short
+
+
+@given(lengths=st.lists(LENGTHS, min_size=1, max_size=300))
+@example(lengths=[16] * 40 + [512])
+@example(lengths=[20] * 255 + [512, 20])
 @REPRODUCIBLE
 def test_any_batch_is_cut_in_order_into_such_as_fit(lengths: list[int]) -> None:
     shapes = GPU_SHAPES.within(512)

@@ -2,7 +2,8 @@
 
 Two passes. The first checks the whole file and stores the passages, so that a bad row is found before hours of
 encoding. The second reads them back, tokenizes, encodes and writes, all at a time (narrows.offline). A build that is
-stopped at any moment goes on where it was when it is started again (narrows.index.unfinished), to the same bytes.
+stopped at any moment goes on where it was when it is started again (narrows.index.unfinished), on a CPU to the same
+bytes.
 """
 
 import time
@@ -142,7 +143,7 @@ def _inputs(tower: Tower, request: BuildRequest) -> Inputs:
         raise PassageFileError(f"{request.passages}:1: cannot be read: {error.strerror or error}") from None
     return Inputs(
         program=f"narrows {narrows.__version__}, onnxruntime {onnxruntime.__version__}, "
-        f"tokenizers {tokenizers.__version__}" + (", on a GPU" if request.device.grid else ""),
+        f"tokenizers {tokenizers.__version__}" + (", on a GPU" if request.device.is_gpu else ""),
         tower_id=tower.manifest.tower_id,
         variant=request.variant,
         model_sha256=tower.manifest.variants[request.variant].sha256,

@@ -12,6 +12,7 @@ Storage = Literal["fp32", "fp16"]
 
 SMALLEST_NORMAL = 2.0**-126  # products below it may be flushed to zero
 UNIT_ROUNDOFF = 2.0**-24
+TENSOR_ROUNDOFF = 2.0**-22  # of a sum in tensor cores, which cut off instead of rounding
 HALF_ROUNDOFF = 2.0**-11  # relative, of a half-precision number that is not tiny
 HALF_TINY = 2.0**-25  # absolute, of one that is
 
@@ -60,15 +61,17 @@ def error_bound(storage: Storage, dim: int, query_norm: float, max_norm: float) 
     """How far an approximate score may be from the inner product, at most.
 
     float32 sums, in any order of summation, of exact products: |error| <= gamma_d |q| |v| (Higham, Accuracy and
-    Stability of Numerical Algorithms, section 3.1). Where query and vectors were rounded to half precision first, with
-    errors e(x) <= 2^-11 |x| + 2^-25 sqrt(d): |q'v' - qv| <= e(q) (|v| + e(v)) + |q| e(v).
+    Stability of Numerical Algorithms, section 3.1); not so where NVIDIA_TF32_OVERRIDE forces TF32 on. Where query and
+    vectors were rounded to half precision first, with errors e(x) <= 2^-11 |x| + 2^-25 sqrt(d):
+    |q'v' - qv| <= e(q) (|v| + e(v)) + |q| e(v).
     """
-    rounding = 0.0
+    rounding, roundoff = 0.0, UNIT_ROUNDOFF
     if storage == "fp16":
         tiny = HALF_TINY * dim**0.5
         query_error, vector_error = HALF_ROUNDOFF * query_norm + tiny, HALF_ROUNDOFF * max_norm + tiny
         rounding = query_error * (max_norm + vector_error) + query_norm * vector_error
         query_norm, max_norm = query_norm + query_error, max_norm + vector_error
-    gamma = dim * UNIT_ROUNDOFF / (1 - dim * UNIT_ROUNDOFF)
+        roundoff = TENSOR_ROUNDOFF
+    gamma = dim * roundoff / (1 - dim * roundoff)
     # 1.001 for the roundings of this very line.
     return 1.001 * (gamma * query_norm * max_norm + rounding) + dim * SMALLEST_NORMAL

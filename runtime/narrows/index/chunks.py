@@ -24,8 +24,8 @@ def tokenize(passages: Passages, tower: Tower, rows: npt.NDArray[np.int64]) -> l
 def tokenized(passages: Passages, first: int, tower: Tower) -> Iterator[list[TokenizedText]]:
     """Yields the texts of consecutive rows from `first` on.
 
-    An embedding does not depend on where a chunk begins (contract 2), so a build that goes on from any row gives the
-    same bits.
+    On a CPU an embedding does not depend on where a chunk begins (contract 2): a build that goes on from any row gives
+    the same bits.
     """
     for start in range(first, len(passages), CHUNK_PASSAGES):
         yield tokenize(passages, tower, np.arange(start, min(start + CHUNK_PASSAGES, len(passages))))

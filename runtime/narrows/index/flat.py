@@ -43,6 +43,12 @@ def header(dim: int, count: int) -> bytes:
     return written[:-8] + (count * dim).to_bytes(8, "little")
 
 
+def _next(wanted: int, most: int) -> int:
+    """How many candidates to fetch where `wanted` were too few: all that a source can give, before another is asked."""
+    limits = [limit for limit in sorted((most, MAX_CANDIDATES)) if wanted < limit]
+    return min([wanted * GROWTH, *limits])
+
+
 class FlatIndex:
     """A flat FAISS index, mapped from its file. `search` may be called from any one thread at a time."""
 
@@ -113,7 +119,7 @@ class FlatIndex:
                 else:
                     left.append(query)
             open_queries = np.array(left, dtype=np.int64)
-            wanted *= GROWTH
+            wanted = _next(wanted, source.max_fetch)
         return SearchHits(scores, rows)
 
     def _rescore(self, queries: Vectors, candidates: npt.NDArray[np.int64], k: int) -> Iterable[Best]:

@@ -15,35 +15,40 @@ from narrows.index.candidates import Found, Storage
 
 MAX_FETCH = 2048  # FAISS's kernels select no more
 MAX_QUERIES = 256  # of one search: their scores lie in FAISS's working memory
-WORKING_BYTES = 512 * 2**20  # for scores and selection; FAISS goes through the vectors in tiles that fit
+# For scores and selection. FAISS goes through the vectors in tiles of 1 GiB of scores, whatever it is given (FAISS,
+# gpu/impl/DistanceUtils.cuh), and takes what does not fit from the driver, in every search anew.
+WORKING_BYTES = 3 * 2**29
 PAGE_BYTES = 3 * 2**27  # on the way in: a page of 256 MiB in float32, and the same in half precision
+NORM_BYTES = 8  # of a vector: they are computed anew for each page, beside those of before
 LARGEST_HALF = 65504.0
 ITEM_BYTES: dict[Storage, int] = {"fp32": 4, "fp16": 2}
 
 
-def storage(wanted: str) -> Storage | None:
-    """How a GPU is to hold vectors, by the setting gpu_vectors; None: not at all.
+def storage(wanted: str, gpu: int, max_norm: float) -> Storage | None:
+    """How a GPU is to hold vectors of at most that norm, by the setting gpu_vectors; None: not at all.
 
     Raises:
-        DeviceError: they were asked for, and FAISS has no code for GPUs.
+        DeviceError: they were asked for, and FAISS sees no such GPU.
     """
-    if wanted == "off" or (wanted == "auto" and not has_code()):
+    sees = faiss_sees(gpu)
+    if wanted == "off" or (wanted == "auto" and not sees):
         return None
-    if not has_code():
+    if not sees:
         raise DeviceError(
-            "the FAISS that is installed has no code for GPUs: pip uninstall faiss-cpu, pip install 'narrows[gpu]'"
+            f"the FAISS that is installed does not see GPU {gpu}: pip uninstall faiss-cpu, pip install 'narrows[gpu]', "
+            "or leave the vectors to the CPU (--gpu-vectors off)"
         )
-    return "fp32" if wanted == "fp32" else "fp16"
+    return "fp32" if wanted == "fp32" or (wanted == "auto" and max_norm > LARGEST_HALF) else "fp16"
 
 
-def has_code() -> bool:
-    """Whether FAISS was built for GPUs."""
-    return hasattr(faiss, "StandardGpuResources")
+def faiss_sees(gpu: int) -> bool:
+    """Whether FAISS was built for GPUs, and could use this one."""
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > gpu
 
 
 def bytes_needed(count: int, dim: int, storage: Storage) -> int:
     """The card's memory for vectors, their norms and the adding of them."""
-    return count * (dim * ITEM_BYTES[storage] + 4) + PAGE_BYTES
+    return count * (dim * ITEM_BYTES[storage] + NORM_BYTES) + PAGE_BYTES
 
 
 def clone(index: faiss.Index, resources: "faiss.StandardGpuResources", gpu: int, storage: Storage) -> faiss.Index:
@@ -71,7 +76,7 @@ class GpuCandidates:
         """Copies `vectors`, float32 (count, dim), to the card, in one add: a second one would need the room of both.
 
         Raises:
-            DeviceError: half precision cannot hold them, or the card.
+            DeviceError: half precision cannot hold them, or the card cannot, or search them.
         """
         if storage == "fp16" and max_norm > LARGEST_HALF:
             raise DeviceError(
@@ -87,8 +92,9 @@ class GpuCandidates:
             dim = vectors.shape[1]
             self._index = faiss.GpuIndexFlat(self._resources, dim, faiss.METRIC_INNER_PRODUCT, config)
             self._index.add(vectors)
+            self.search(np.zeros((MAX_QUERIES, dim), dtype=np.float32), MAX_FETCH)  # the most that it will ever do
         except RuntimeError as error:
-            raise DeviceError(f"FAISS cannot hold {len(vectors)} vectors on GPU {gpu}: {error}") from None
+            raise DeviceError(f"FAISS cannot hold and search {len(vectors)} vectors on GPU {gpu}: {error}") from None
 
     def search(self, queries: npt.NDArray[np.float32], fetch: int) -> Found:
         """See narrows.index.candidates.Candidates."""

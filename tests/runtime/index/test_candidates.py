@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_flat_index import Case, make, same
 
 from narrows.errors import DeviceError
-from narrows.index.candidates import error_bound
+from narrows.index.candidates import CpuCandidates, error_bound
 from narrows.index.flat import FlatIndex
 from narrows.index.gpu import bytes_needed, storage
 
@@ -66,7 +66,7 @@ def test_what_the_card_cannot_decide_the_cpu_does(crowded: Case) -> None:
     queries = np.random.default_rng(4).standard_normal((3, 64)).astype(np.float32)
     index, half = with_half(crowded, max_fetch=30)
     assert same(index.search(queries, 10), crowded.open().search(queries, 10))
-    assert [fetch for _, fetch in half.asked] == [26]
+    assert [fetch for _, fetch in half.asked] == [26, 30]
 
 
 @pytest.mark.parametrize("scale", [1e5, 1e-7, 1e-30])
@@ -107,11 +107,26 @@ def test_memory_on_the_card() -> None:
     assert 28.6 < bytes_needed(10_000_000, 768, "fp32") / 2**30 < 29.1
 
 
-def test_without_gpu_code_vectors_stay_with_the_cpu_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("narrows.index.gpu.has_code", lambda: False)
-    assert storage("auto") is None
-    assert storage("off") is None
-    with pytest.raises(DeviceError, match=r"no code for GPUs: pip uninstall faiss-cpu, pip install 'narrows\[gpu\]'"):
-        storage("fp16")
-    monkeypatch.setattr("narrows.index.gpu.has_code", lambda: True)
-    assert (storage("auto"), storage("fp32"), storage("off")) == ("fp16", "fp32", None)
+def test_where_faiss_sees_no_gpu_vectors_stay_with_the_cpu_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("narrows.index.gpu.faiss_sees", lambda gpu: gpu == 1)
+    assert storage("auto", 0, 1.0) is None
+    assert storage("off", 1, 1.0) is None
+    with pytest.raises(DeviceError, match=r"does not see GPU 0: .*narrows\[gpu\]', or .*--gpu-vectors off"):
+        storage("fp16", 0, 1.0)
+    assert (storage("auto", 1, 1.0), storage("fp32", 1, 1.0), storage("fp16", 1, 1e6)) == ("fp16", "fp32", "fp16")
+    assert storage("auto", 1, 1e6) == "fp32"  # beyond half precision
+
+
+@pytest.mark.parametrize("k", [490, 600, 1000, 2000])
+def test_the_card_gives_all_that_it_can_before_the_cpu_is_asked(
+    crowded: Case, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    scan = CpuCandidates.search
+    monkeypatch.setattr(CpuCandidates, "search", lambda cpu, *given: asked.append(given[1]) or scan(cpu, *given))
+    queries = np.random.default_rng(6).standard_normal((5, 64)).astype(np.float32)
+    index, half = with_half(crowded)
+    index.search(queries, k)
+    fetched = [fetch for _, fetch in half.asked]
+    assert fetched == sorted(fetched)
+    assert not asked or fetched[-1] == half.max_fetch

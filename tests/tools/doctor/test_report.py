@@ -67,6 +67,7 @@ CUDA_13 = OnnxRuntime("1.31.1", "13.1", (Provider("CUDAExecutionProvider", True)
     ("onnxruntime", "faiss_gpus", "gpus", "warning"),
     [
         (CUDA_13, 1, CARD, ""),
+        (replace(CUDA_13, cuda="cu13"), 1, CARD, ""),
         (RUNTIME, 0, NO_GPU, ""),
         (RUNTIME, 0, replace(CARD, cards=()), ""),
         (RUNTIME, 1, CARD, "there is a GPU, and ONNX Runtime is built without CUDA"),

@@ -103,7 +103,11 @@ def measure(
         queries = np.random.default_rng(0).standard_normal((SEARCH_SIZES, found.vectors.dim)).astype(np.float32)
         search_batch = found.vectors.search
         search = costs.measure(
-            lambda size, _: search_batch(queries[:size], SEARCH_K), [1], SEARCH_SIZES, SEARCH_BUDGET_MS, time.monotonic
+            lambda size, _: search_batch(queries[:size], SEARCH_K),
+            [1],
+            lambda _: SEARCH_SIZES,
+            SEARCH_BUDGET_MS,
+            time.monotonic,
         )
     return BatchCosts(
         opened.manifest.name, choice.question, threads, believed, _table(medians, tower.packed), noise, search

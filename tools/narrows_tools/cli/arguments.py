@@ -50,7 +50,7 @@ def number(text: str) -> float:
 def device(text: str) -> str:
     """The CPU or a GPU, as the server's setting of that name."""
     if not settings.is_choice(text, settings.ABOUT["device"].choices):
-        raise argparse.ArgumentTypeError(f"must be {settings.allowed('device')}")
+        raise argparse.ArgumentTypeError(f"must be {settings.allowed('device')}, not {text!r}")
     return text
 
 

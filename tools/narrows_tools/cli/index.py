@@ -156,7 +156,7 @@ def run_build(options: argparse.Namespace) -> int:
         replace=options.replace,
         restart=options.restart,
         skip_bad=options.skip_bad,
-        device=choose_device(options.device),
+        device=choose_device(options.device, options.variant),
     )
     bundle = open_bundle(options.bundle)
     warning = variants.choose(bundle.manifest, options.variant, "").warning

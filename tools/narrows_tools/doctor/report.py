@@ -1,6 +1,7 @@
 """All that the doctor looks at, and what speaks against running a server here."""
 
 import platform
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,9 +139,9 @@ def judge(
 
 def _judge_gpus(onnxruntime: OnnxRuntime, faiss: Faiss, gpus: Gpus) -> list[str]:
     """A driver too old for what is installed; and cards that are left unused."""
-    if not gpus.cards:
+    if not gpus.cards or onnxruntime.error:
         return []
-    if onnxruntime.cuda and int(onnxruntime.cuda.split(".")[0]) > int(gpus.newest_cuda.split(".")[0]):
+    if _major(onnxruntime.cuda) > _major(gpus.newest_cuda):
         return [
             f"the driver runs CUDA up to {gpus.newest_cuda}, and ONNX Runtime is built for {onnxruntime.cuda}: install "
             "a newer driver, or narrows[gpu-cu12] in place of narrows[gpu]"
@@ -152,6 +153,12 @@ def _judge_gpus(onnxruntime: OnnxRuntime, faiss: Faiss, gpus: Gpus) -> list[str]
     if not faiss.gpus and not faiss.error:
         return ["FAISS sees no GPU: the index's vectors stay with the CPU"]
     return []
+
+
+def _major(version: str) -> int:
+    """Of a CUDA version; 0 where there is none."""
+    found = re.match(r"\d+", version)
+    return int(found[0]) if found else 0
 
 
 def _judge_memory(here: Machine, artifacts: tuple[Artifact, ...]) -> tuple[list[str], list[str]]:
