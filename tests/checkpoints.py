@@ -63,16 +63,16 @@ def write_dpr(
     return directory
 
 
-def write_matching_pair(directory: Path) -> Pair:
-    """Writes two towers that find each other's English texts, without training: by the words that they share.
+def write_matching_pair(directory: Path, vocabulary: list[str] | None = None, **tokenizer_config: object) -> Pair:
+    """Writes two towers that find each other's texts, English ones by default, without training: by shared words.
 
     Attention is uniform and hands on what it reads, and all else is passed by, so that an embedding is the mean of
-    its words' random vectors; words that are in many passages count for nothing.
+    its words' random vectors; words that are in many passages, the first of the vocabulary, count for nothing.
     """
-    vocabulary = english_vocabulary()
+    vocabulary = vocabulary or english_vocabulary()
     pair = Pair(
-        write_dpr(directory / "question", "question_encoder", vocabulary, seed=3),
-        write_dpr(directory / "context", "context_encoder", vocabulary, seed=3),
+        write_dpr(directory / "question", "question_encoder", vocabulary, seed=3, **tokenizer_config),
+        write_dpr(directory / "context", "context_encoder", vocabulary, seed=3, **tokenizer_config),
     )
     for tower in (pair.question, pair.context):
         tensors = load_file(tower / "model.safetensors")

@@ -17,7 +17,7 @@ ARCHITECTURE = ("hidden_act", "layer_norm_eps", "num_attention_heads", "num_hidd
 
 
 def tower_id(tower: TorchTower, tokenizer: TokenizerSettings) -> str:
-    """Returns 32 hex digits."""
+    """Returns 32 hex digits. A setting that came later counts where it is on: all other towers keep their ids."""
     settings = {
         "architecture": {name: getattr(tower.model.config, name, None) for name in ARCHITECTURE},
         "pooling": tower.pooling,
@@ -25,7 +25,7 @@ def tower_id(tower: TorchTower, tokenizer: TokenizerSettings) -> str:
         "projection_dim": tower.projection_dim,
         "max_tokens": tower.max_tokens,
         "segment_ids": "zero",
-        "tokenizer": asdict(tokenizer),
+        "tokenizer": {name: value for name, value in asdict(tokenizer).items() if name != "composes" or value},
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(tower.tensors):

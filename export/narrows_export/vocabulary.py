@@ -5,6 +5,7 @@ tokenizer.json has it, that one counts (transformers would take BERT's default, 
 Padding and truncation inside tokenizer.json are ignored. What would change ids and cannot be kept is refused.
 """
 
+import unicodedata
 from typing import Any
 
 from narrows import tokenizer as narrows_tokenizer
@@ -53,9 +54,12 @@ def _read(files: CheckpointFiles, preset: TextPreset) -> tuple[TokenizerSettings
             raise CheckpointError(f"the vocabulary of {files.directory} lacks its {name} {token}")
         return token
 
+    lowercase = switch("do_lower_case", "lowercase", True) is not False
+    strip_accents = switch("strip_accents", "strip_accents", None)
+    strips = lowercase if strip_accents is None else strip_accents
     settings = TokenizerSettings(
-        lowercase=switch("do_lower_case", "lowercase", True) is not False,
-        strip_accents=switch("strip_accents", "strip_accents", None),
+        lowercase=lowercase,
+        strip_accents=strip_accents,
         clean_text=normalizer.get("clean_text", True) is not False,
         handle_chinese_chars=switch("tokenize_chinese_chars", "handle_chinese_chars", True) is not False,
         unk_token=special("unk_token", "[UNK]"),
@@ -67,6 +71,7 @@ def _read(files: CheckpointFiles, preset: TextPreset) -> tuple[TokenizerSettings
         vocabulary_sha256=narrows_tokenizer.vocabulary_sha256(vocabulary),
         vocabulary_size=len(vocabulary),
         text_preset=preset,
+        composes=not strips and _is_composed(vocabulary),
     )
     five = {settings.unk_token, settings.cls_token, settings.sep_token, settings.pad_token, settings.mask_token}
     added = [*config.get("added_tokens_decoder", {}).values(), *fast.get("added_tokens", [])]
@@ -76,6 +81,13 @@ def _read(files: CheckpointFiles, preset: TextPreset) -> tuple[TokenizerSettings
             f"{files.directory}: tokens beyond BERT's five special ones cannot be kept: {sorted(extra)}"
         )
     return settings, vocabulary
+
+
+def _is_composed(vocabulary: list[str]) -> bool:
+    """Whether letters with accents are one character in it, or more of them are than are two."""
+    composed = sum(not unicodedata.is_normalized("NFD", token) for token in vocabulary)
+    decomposed = sum(not unicodedata.is_normalized("NFC", token) for token in vocabulary)
+    return composed >= decomposed
 
 
 def _content(token: str | dict[str, Any]) -> str:

@@ -34,7 +34,10 @@ Role = Literal["question_encoder", "context_encoder"]
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSettings:
-    """How text becomes WordPiece ids. `vocabulary_sha256` covers the tokens in id order, a newline after each."""
+    """How text becomes WordPiece ids. `vocabulary_sha256` covers the tokens in id order, a newline after each.
+
+    `composes`: a letter and its accent, where they are two characters, are made one first (Unicode's NFC).
+    """
 
     lowercase: bool
     strip_accents: bool | None  # None: as lowercase
@@ -49,6 +52,7 @@ class TokenizerSettings:
     vocabulary_sha256: str
     vocabulary_size: int
     text_preset: TextPreset
+    composes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 The same code runs at export (parity, golden pairs), while an index is built, and in the server. A question is
 [CLS] question [SEP]; a passage is [CLS] title [SEP] text [SEP], cut from its longer part (`longest_first`). What
-happens to the texts before that is named by the tower's text preset (text_presets.py).
+happens to the texts before that is named by the tower's text preset (text_presets.py). One thing is not as in
+transformers: a tower that keeps accents reads decomposed text as it reads composed text (decision 051).
 Segment ids do not exist here: the graphs have zeros baked in (original DPR, biencoder.py).
 """
 
@@ -51,12 +52,13 @@ def build_tokenizer(settings: TokenizerSettings, vocabulary: Sequence[str]) -> T
             max_input_chars_per_word=settings.max_word_chars,
         )
     )
-    tokenizer.normalizer = normalizers.BertNormalizer(
+    bert = normalizers.BertNormalizer(
         clean_text=settings.clean_text,
         handle_chinese_chars=settings.handle_chinese_chars,
         strip_accents=settings.strip_accents,
         lowercase=settings.lowercase,
     )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), bert]) if settings.composes else bert
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     special = [
