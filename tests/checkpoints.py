@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
+from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder, DPRReader
 
 from narrows.bundle import Role
 
@@ -57,10 +57,30 @@ def write_dpr(
             if name.endswith("bias") or "LayerNorm" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(directory)
-    (directory / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary), "utf-8")
-    settings = {"do_lower_case": True, "model_max_length": 512, **tokenizer_config}
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    _write_tokenizer(directory, vocabulary, tokenizer_config)
     return directory
+
+
+def write_reader(directory: Path, vocabulary: list[str], *, seed: int, **tokenizer_config: object) -> Path:
+    """Writes a Hugging Face DPR reader with spread-out random weights."""
+    torch.manual_seed(seed)
+    config = DPRConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=4 * HIDDEN,
+        initializer_range=0.15,
+    )
+    DPRReader(config).save_pretrained(directory)
+    _write_tokenizer(directory, vocabulary, tokenizer_config)
+    return directory
+
+
+def _write_tokenizer(directory: Path, vocabulary: list[str], config: dict[str, object]) -> None:
+    (directory / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary), "utf-8")
+    settings = {"do_lower_case": True, "model_max_length": 512, **config}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
 
 
 def write_matching_pair(directory: Path, vocabulary: list[str] | None = None, **tokenizer_config: object) -> Pair:

@@ -33,7 +33,10 @@ DPR_CLASSES: dict[Role, tuple[str, type[PreTrainedModel]]] = {
     "question_encoder": ("question_encoder.", DPRQuestionEncoder),
     "context_encoder": ("ctx_encoder.", DPRContextEncoder),
 }
+READER = "span_predictor."
 # Published files carry these of BERT, and no tower reads them: the pooler behind CLS, and a buffer of 0..511.
+LOGITS = 3  # of a reader's token
+READER_TOKENS = 256  # question, title and text; what DPR trains and reads with
 UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
 
 
@@ -71,6 +74,23 @@ class SentenceTower(BertPreTrainedModel):
         return {"embedding": mean / norm.clamp(min=1e-12)}
 
 
+class ReaderTower(BertPreTrainedModel):
+    """DPR's reader as one module: BERT, and three logits of each token.
+
+    They are the token's as the start and as the end of an answer, and, of the first token alone of use, the passage's
+    relevance (transformers, modeling_dpr.py, DPRSpanPredictor, which has two layers for them).
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.logits = torch.nn.Linear(config.hidden_size, LOGITS)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Returns {"logits": float32 (texts, tokens, 3)}."""
+        return {"logits": self.logits(self.bert(input_ids, attention_mask).last_hidden_state)}
+
+
 def load(files: CheckpointFiles, role: Role, max_tokens: int | None) -> TorchTower:
     """Loads a checkpoint as the tower of the given role.
 
@@ -79,7 +99,9 @@ def load(files: CheckpointFiles, role: Role, max_tokens: int | None) -> TorchTow
             non-finite weight, or settings that are not supported.
     """
     tensors = _read_tensors(files.weights)
-    if files.kind == "sentence-transformers":
+    if role == "reader":
+        tower = _reader_tower(files, tensors, max_tokens)
+    elif files.kind == "sentence-transformers":
         tower = _sentence_tower(files, tensors, max_tokens)
     else:
         tower = _dpr_tower(files, role, tensors, max_tokens)
@@ -112,11 +134,7 @@ def _dpr_tower(
     files: CheckpointFiles, role: Role, tensors: dict[str, torch.Tensor], max_tokens: int | None
 ) -> TorchTower:
     prefix, model_class = DPR_CLASSES[role]
-    found = {PREFIXES[known] for known in PREFIXES if any(name.startswith(known) for name in tensors)}
-    wanted = PREFIXES[prefix]
-    if found != {wanted}:
-        what = " and ".join(f"a {kind}" for kind in sorted(found)) or f"no weights named {', '.join(PREFIXES)}"
-        raise CheckpointError(f"{files.name} was given as the {wanted}, but its {files.weights.name} holds {what}")
+    _check_kind(files, tensors, prefix)
     model = _empty_model(DPRConfig, model_class, files)
     config = model.config
     _fill(model, tensors, f"{prefix}bert_model.", files.weights)
@@ -130,6 +148,41 @@ def _dpr_tower(
         max_tokens=_max_tokens(256 if max_tokens is None else max_tokens, config, files),
         tensors=_canonical(model),
     )
+
+
+def _reader_tower(files: CheckpointFiles, tensors: dict[str, torch.Tensor], max_tokens: int | None) -> TorchTower:
+    _check_kind(files, tensors, READER)
+    model = _empty_model(BertConfig, ReaderTower, files)
+    config = model.config
+    if files.json("config.json").get("projection_dim"):
+        raise CheckpointError(f"{files.name}: a reader with a projection is not supported")
+    renamed = {name.replace(f"{READER}encoder.bert_model.", "bert."): tensor for name, tensor in tensors.items()}
+    try:
+        for part in ("weight", "bias"):
+            spans, relevance = renamed.pop(f"{READER}qa_outputs.{part}"), renamed.pop(f"{READER}qa_classifier.{part}")
+            renamed[f"logits.{part}"] = torch.cat([spans, relevance])
+    except KeyError as missing:
+        raise CheckpointError(f"{files.weights} lacks {missing.args[0]}, which a reader has") from None
+    _fill(model, renamed, "bert.", files.weights)
+    return TorchTower(
+        model=model.float().eval(),
+        output="logits",
+        pooling="none",
+        normalize=False,
+        projection_dim=0,
+        dim=LOGITS,
+        max_tokens=_max_tokens(READER_TOKENS if max_tokens is None else max_tokens, config, files),
+        tensors=_canonical(model),
+    )
+
+
+def _check_kind(files: CheckpointFiles, tensors: dict[str, torch.Tensor], prefix: str) -> None:
+    """The weights' names must have `prefix`, and no other of PREFIXES."""
+    found = {PREFIXES[known] for known in PREFIXES if any(name.startswith(known) for name in tensors)}
+    wanted = PREFIXES[prefix]
+    if found != {wanted}:
+        what = " and ".join(f"a {kind}" for kind in sorted(found)) or f"no weights named {', '.join(PREFIXES)}"
+        raise CheckpointError(f"{files.name} was given as the {wanted}, but its {files.weights.name} holds {what}")
 
 
 def _sentence_tower(files: CheckpointFiles, tensors: dict[str, torch.Tensor], max_tokens: int | None) -> TorchTower:

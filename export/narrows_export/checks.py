@@ -12,7 +12,7 @@ from narrows.costs import best_ms
 from narrows.encoder import Embeddings, Encoder, Golden
 from narrows.errors import ExportError
 from narrows.padding import pad_right
-from narrows.tokenizer import TokenIds, TowerTokenizer
+from narrows.tokenizer import Reading, TokenIds, TowerTokenizer
 from narrows_export import corpus
 from narrows_export.checkpoint import TorchTower
 
@@ -23,6 +23,7 @@ PAIRS_NEEDED = 16
 BATCH_SIZES = (1, 8)
 SPEED_BATCH = 16
 RUNS = 3
+GOLDEN_READINGS, GOLDEN_READING_TOKENS = 32, 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Parity:
 
 def sample_texts(tokenizer: TowerTokenizer, role: Role) -> list[TokenIds]:
     """Real texts in English and Spanish, short and long, as a tower of this role sees them; two fill it whole."""
+    if role == "reader":
+        return [text.ids for text in _readings(tokenizer, 12)]
     encoded = []
     for language in corpus.LANGUAGES:
         passages = corpus.passages(language)
@@ -62,6 +65,27 @@ def sample_texts(tokenizer: TowerTokenizer, role: Role) -> list[TokenIds]:
         else:
             encoded += tokenizer.passages([(p.title, p.text) for p in passages[:12]] + [("", long_text)])
     return [text.ids for text in encoded]
+
+
+def _readings(tokenizer: TowerTokenizer, count: int) -> list[Reading]:
+    """So many questions of each language with a passage that answers; and one with a text that fills the reader."""
+    readings = []
+    for language in corpus.LANGUAGES:
+        by_id = {passage.id: passage for passage in corpus.passages(language)}
+        asked = corpus.questions(language)[:count]
+        for question in asked:
+            found = by_id[question.positive_passage_ids[0]]
+            readings += tokenizer.readings(question.question, [(found.title, found.text)])
+        long_text = " ".join(passage.text for passage in list(by_id.values())[:20])
+        readings += tokenizer.readings(asked[0].question, [("", long_text)])
+    return readings
+
+
+def real(output: Embeddings, token_ids: Sequence[TokenIds]) -> Embeddings:
+    """A batch's embeddings; of a reader's logits, (texts, tokens, 3), those that are not of padding, (tokens, 3)."""
+    if output.ndim == 2:
+        return output
+    return np.concatenate([logits[: len(ids)] for logits, ids in zip(output, token_ids, strict=True)])
 
 
 def run_torch(tower: TorchTower, token_ids: Sequence[TokenIds], pad_id: int) -> Embeddings:
@@ -133,6 +157,13 @@ def golden_texts(tokenizer: TowerTokenizer) -> list[TokenIds]:
     return token_ids
 
 
+def golden_readings(encoder: Encoder, tokenizer: TowerTokenizer) -> Golden:
+    """A reader's golden pairs: sequences of one length, and all their logits."""
+    token_ids = [reading.ids[:GOLDEN_READING_TOKENS] for reading in _readings(tokenizer, GOLDEN_READINGS // 2)]
+    kept = [ids for ids in token_ids if len(ids) == GOLDEN_READING_TOKENS][:GOLDEN_READINGS]
+    return Golden(tuple(kept), np.concatenate([encoder.encode([ids]) for ids in kept]))
+
+
 def golden(encoder: Encoder, tokenizer: TowerTokenizer) -> Golden:
     """The golden pairs, each text embedded alone."""
     token_ids = golden_texts(tokenizer)
@@ -159,8 +190,9 @@ def pair_check(question: tuple[Encoder, TowerTokenizer], context: tuple[Encoder,
 def _in_batches(
     encode: Callable[[Sequence[TokenIds]], Embeddings], token_ids: Sequence[TokenIds], size: int
 ) -> Embeddings:
-    """Embeds texts in batches of `size`, in order; float32 (texts, dim)."""
-    return np.concatenate([encode(token_ids[start : start + size]) for start in range(0, len(token_ids), size)])
+    """Embeds texts in batches of `size`, in order; float32 (texts, dim), or a reader's (tokens of all texts, dim)."""
+    batches = [token_ids[start : start + size] for start in range(0, len(token_ids), size)]
+    return np.concatenate([real(encode(batch), batch) for batch in batches])
 
 
 def _min_cosine(a: Embeddings, b: Embeddings) -> float:

@@ -44,7 +44,8 @@ class ExportRequest:
     max_tokens: int | None = None
     text_preset: TextPreset = "hf"
     allow_unpaired: bool = False
-    variants: tuple[str, ...] = ()  # besides fp32, which is always made
+    variants: tuple[str, ...] = ()  # of the encoders, besides fp32, which is always made
+    reader: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,9 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
     kinds = {found.kind for found in files.values()}
     if len(kinds) > 1:
         raise ExportError(f"the towers are of different kinds ({' and '.join(sorted(kinds))}); give two of one kind")
+    if request.reader:
+        step(f"finding {request.reader}")
+        files["reader"] = source.resolve(request.reader, request.revision)
     with durable.new_directory(request.out) as directory:
         exported = _export_towers(files, directory, request, step)
         question, context = exported["question_encoder"], exported["context_encoder"]
@@ -113,8 +117,9 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
             name=request.name,
             created_by=f"narrows {narrows.__version__}",
             similarity="cosine" if question.manifest.normalize else "inner_product",
-            towers={role: tower.manifest for role, tower in exported.items()},
+            towers={role: exported[role].manifest for role in roles},
             pair_check=pair,
+            reader=exported["reader"].manifest if "reader" in exported else None,
         )
         write_manifest(directory, manifest)
     reports = {tower.manifest.directory: tower.report for tower in exported.values()}
@@ -125,10 +130,15 @@ def _export_towers(
     files: dict[Role, CheckpointFiles], directory: Path, request: ExportRequest, step: Step
 ) -> dict[Role, _Exported]:
     question, context = files["question_encoder"], files["context_encoder"]
+    exported: dict[Role, _Exported] = {}
     if question.kind == "sentence-transformers" and question.directory.samefile(context.directory):
         shared = _export_tower(question, "context_encoder", directory / "shared_encoder", request, step)
-        return {"question_encoder": shared, "context_encoder": shared}
-    return {role: _export_tower(found, role, directory / role, request, step) for role, found in files.items()}
+        exported = {"question_encoder": shared, "context_encoder": shared}
+    return exported | {
+        role: _export_tower(found, role, directory / role, request, step)
+        for role, found in files.items()
+        if role not in exported
+    }
 
 
 def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: ExportRequest, step: Step) -> _Exported:
@@ -155,7 +165,8 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
 
     step(f"{label}: recording golden embeddings")
     golden_file = out / f"golden.{REFERENCE_VARIANT}.npz"
-    checks.golden(encoder, tokenizer).save(golden_file)
+    golden = checks.golden_readings if role == "reader" else checks.golden
+    golden(encoder, tokenizer).save(golden_file)
     variant = Variant(
         file=model_file.name,
         sha256=durable.sha256_file(model_file),
@@ -194,7 +205,7 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
         ),
         variants={REFERENCE_VARIANT: variant},
     )
-    for name in request.variants:
+    for name in request.variants if role != "reader" else ():
         step(f"{label}: making and checking {name}")
         made = recipes.add_variant(out, manifest, name, Making(out.name, tokenizer, available_cores()))
         manifest = replace(manifest, variants={**manifest.variants, name: made})

@@ -70,7 +70,7 @@ def add_variants(
 
 def run(request: ExportRequest, data: GateData | None, int8: Int8Request | None, as_json: bool) -> int:
     """Exports, adds int8 and judges with progress bars on stderr, then prints tables, or one JSON object, on stdout."""
-    total = 2 + 2 * (STEPS_PER_TOWER + len(request.variants)) + 1
+    total = 2 + 2 * (STEPS_PER_TOWER + len(request.variants)) + 1 + bool(request.reader) * (1 + STEPS_PER_TOWER)
     with tqdm(total=total, unit="step", file=sys.stderr, bar_format="{n_fmt}/{total_fmt} {elapsed} {desc}") as bar:
 
         def step(what: str) -> None:
@@ -120,7 +120,8 @@ def _told_what_is_left(out: Path, int8: Int8Request | None) -> Iterator[None]:
 def with_variants(report: ExportReport, manifest: BundleManifest) -> ExportReport:
     """The report with the variants that the manifest has by now."""
     variants = dict(named_variants(manifest))
-    return replace(report, towers=tuple(replace(tower, variants=variants[tower.tower]) for tower in report.towers))
+    towers = (replace(tower, variants=variants.get(tower.tower, tower.variants)) for tower in report.towers)
+    return replace(report, towers=tuple(towers))
 
 
 def run_gate(bundle: Path, data: GateData, threads: int) -> BundleManifest:

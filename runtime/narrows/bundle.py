@@ -3,6 +3,7 @@
     BUNDLE/manifest.json
     BUNDLE/question_encoder/   model.fp32.onnx  tokenizer.json  golden.fp32.npz
     BUNDLE/context_encoder/    the same
+    BUNDLE/reader/             the same, where there is one
 
 Other variants lie beside fp32, which every tower has: model.int8.onnx, golden.int8.npz. One checkpoint that serves as
 both towers is stored once, in BUNDLE/shared_encoder. The manifest is the only place that says how a text becomes an
@@ -26,10 +27,10 @@ MANIFEST = "manifest.json"
 STAMP = ".verified"  # see narrows.integrity
 REFERENCE_VARIANT = "fp32"  # in every bundle; the others are judged against it
 
-Pooling = Literal["cls", "mean"]
+Pooling = Literal["cls", "mean", "none"]  # none: a reader's, whose tokens are judged one by one
 Similarity = Literal["inner_product", "cosine"]
 TextPreset = Literal["hf", "dpr-2020", "dpr-head", "haystack"]
-Role = Literal["question_encoder", "context_encoder"]
+Role = Literal["question_encoder", "context_encoder", "reader"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,11 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class TowerManifest:
-    """One tower. Paths are relative to `directory`, which is relative to the bundle."""
+    """One tower. Paths are relative to `directory`, which is relative to the bundle.
+
+    `dim` of a reader is that of its logits: each token's as the start and as the end of an answer, and the first
+    token's, of the passage's relevance.
+    """
 
     directory: str
     tower_id: str
@@ -172,6 +177,7 @@ class BundleManifest:
     towers: dict[Role, TowerManifest]
     pair_check: PairCheck
     quality: tuple[QualityReport, ...] = ()  # at most one a pair of variants; see narrows.quality
+    reader: TowerManifest | None = None
 
     @property
     def dim(self) -> int:
@@ -187,7 +193,15 @@ class Bundle:
     manifest: BundleManifest
 
     def tower(self, role: Role) -> TowerManifest:
-        """The manifest of one tower."""
+        """The manifest of one tower.
+
+        Raises:
+            BundleError: the bundle has no reader, and it was asked for.
+        """
+        if role == "reader":
+            if self.manifest.reader is None:
+                raise BundleError(f"{self.path} has no reader; export it with --reader")
+            return self.manifest.reader
         return self.manifest.towers[role]
 
     def variant(self, role: Role, name: str) -> Variant:
@@ -250,9 +264,8 @@ def open_bundle(path: Path, verify: Verify = "full") -> Bundle:
         BundleError: no bundle there, an unreadable manifest, another schema version, a missing or changed file.
     """
     manifest, manifest_sha256 = _read_sealed_manifest(path)
-    files = {
-        f"{t.directory}/{name}": (sha256,) for t in manifest.towers.values() for name, sha256 in tower_files(t).items()
-    }
+    towers = [*manifest.towers.values(), *([manifest.reader] if manifest.reader else [])]
+    files = {f"{t.directory}/{name}": (sha256,) for t in towers for name, sha256 in tower_files(t).items()}
     sealed = Sealed(path, files, integrity.WHOLE_FILE, manifest_sha256, path / STAMP)
     for fault in integrity.faults(sealed, verify):
         if fault.what == "missing":

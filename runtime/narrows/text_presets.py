@@ -37,6 +37,10 @@ class TextRules:
         text = text.removeprefix('"').removesuffix('"') if self.cuts_quotation_marks else text
         return self._straight(text)
 
+    def cut_before(self, text: str) -> int:
+        """How many characters `text` takes from the beginning of a passage's text; it adds none anywhere."""
+        return int(self.cuts_quotation_marks and text.startswith('"'))
+
     def _straight(self, text: str) -> str:
         return text.replace(RIGHT_QUOTATION_MARK, "'") if self.straightens_apostrophes else text
 

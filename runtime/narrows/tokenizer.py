@@ -8,6 +8,8 @@ Segment ids do not exist here: the graphs have zeros baked in (original DPR, bie
 """
 
 import hashlib
+import itertools
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from narrows.bundle import Bundle, TokenizerSettings, TowerManifest
 from narrows.errors import BundleError
 from narrows.text_presets import RULES
 
+CONTINUING = "##"  # before a token that goes on with a word
 TokenIds = npt.NDArray[np.int64]
 
 
@@ -36,6 +39,20 @@ class TokenizedText:
         return self.cut_tokens > 0
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a reader reads: [CLS] question [SEP] title [SEP] text, cut at its end; int64 of shape (tokens,).
+
+    `first_title` and `first_text` are the places of their first tokens, beyond the end where none is left. `text_bytes`
+    are where in the UTF-8 of the text each of its tokens begins and ends.
+    """
+
+    ids: TokenIds
+    first_title: int
+    first_text: int
+    text_bytes: tuple[tuple[int, int], ...]
+
+
 def vocabulary_sha256(vocabulary: Sequence[str]) -> str:
     """Hash of a vocabulary: its tokens in id order, a newline after each."""
     return hashlib.sha256("".join(f"{token}\n" for token in vocabulary).encode("utf-8", "surrogatepass")).hexdigest()
@@ -48,7 +65,7 @@ def build_tokenizer(settings: TokenizerSettings, vocabulary: Sequence[str]) -> T
         models.WordPiece(
             ids,
             unk_token=settings.unk_token,
-            continuing_subword_prefix="##",
+            continuing_subword_prefix=CONTINUING,
             max_input_chars_per_word=settings.max_word_chars,
         )
     )
@@ -60,7 +77,7 @@ def build_tokenizer(settings: TokenizerSettings, vocabulary: Sequence[str]) -> T
     )
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), bert]) if settings.composes else bert
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.decoder = decoders.WordPiece(prefix=CONTINUING)
     special = [
         settings.pad_token, settings.unk_token, settings.cls_token, settings.sep_token, settings.mask_token,
     ]  # fmt: skip
@@ -118,9 +135,35 @@ class TowerTokenizer:
             for (title, _), title_ids, text_ids in zip(pairs, pieces, pieces, strict=True)
         ]
 
+    def readings(self, question: str, passages: Sequence[tuple[str, str]]) -> list[Reading]:
+        """Tokenizes a question with each of some (title, text), as transformers' DPRReaderTokenizer does."""
+        rules = self._rules
+        [asked] = self._word_pieces([rules.question(question)])
+        titles = self._word_pieces([title for title, _ in passages])
+        texts = self._tokenizer.encode_batch([rules.text(text) for _, text in passages], add_special_tokens=False)
+        made = []
+        for title, encoded, (_, text) in zip(titles, texts, passages, strict=True):
+            head = [self._cls, *asked, self._sep, *title, self._sep]
+            ids = np.array([*head, *encoded.ids][: self.max_tokens], dtype=np.int64)
+            kept = encoded.offsets[: max(0, self.max_tokens - len(head))]
+            made.append(Reading(ids, len(asked) + 2, len(head), _bytes(text, kept, rules.cut_before(text))))
+        return made
+
     def tokens(self, ids: TokenIds) -> list[str]:
         """The vocabulary entries of `ids`."""
         return [self._tokenizer.id_to_token(int(token)) for token in ids]
+
+    def decode(self, ids: TokenIds) -> str:
+        """The words of `ids`, as the vocabulary has them."""
+        words: str = self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+        return words
+
+    def continuing(self) -> npt.NDArray[np.bool_]:
+        """Of each id, whether its token goes on with the word of the one before it; bool (vocabulary,)."""
+        vocabulary = self._tokenizer.get_vocab()
+        found = np.zeros(max(vocabulary.values()) + 1, dtype=bool)
+        found[[number for token, number in vocabulary.items() if token.startswith(CONTINUING)]] = True
+        return found
 
     def _word_pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, uncut and without the special tokens around it."""
@@ -136,6 +179,21 @@ class TowerTokenizer:
             ids += part[:length]
             ids.append(self._sep)
         return TokenizedText(np.array(ids, dtype=np.int64), sum(lengths) - sum(kept))
+
+
+def _bytes(text: str, offsets: Sequence[tuple[int, int]], cut: int) -> tuple[tuple[int, int], ...]:
+    """Offsets in characters, of a text that lost its first `cut`, as places in the UTF-8 of the text.
+
+    Accents that are characters of their own belong to the letter before them.
+    """
+    places = [0, *itertools.accumulate(len(character.encode("utf-8", "surrogatepass")) for character in text)]
+    found = []
+    for start, end in offsets:
+        start, end = start + cut, end + cut
+        while end < len(text) and unicodedata.combining(text[end]):
+            end += 1
+        found.append((places[start], places[end]))
+    return tuple(found)
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

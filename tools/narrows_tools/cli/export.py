@@ -44,6 +44,9 @@ DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
         help="directory or hub id of the context encoder; a sentence-transformers model may be both",
     )
     command.add_argument(
+        "--reader", metavar="SRC", help="directory or hub id of a reader, to go into the bundle as well (fp32)"
+    )
+    command.add_argument(
         "--out", required=True, type=Path, metavar="BUNDLE", help="directory to write; must not exist yet"
     )
     command.add_argument("--name", help="the bundle's name in replies (default: the name of --out without suffix)")
@@ -94,6 +97,7 @@ def run(options: argparse.Namespace) -> int:
         text_preset=options.text_preset,
         allow_unpaired=options.allow_unpaired,
         variants=tuple(name for name in other_variants(options.variants) if name != "int8"),
+        reader=options.reader,
     )
     int8 = options.int8 or ("default" if "int8" in other_variants(options.variants) else None)
     # Files are read first, so that a bad one is found before minutes of export.
