@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import Pair, english_vocabulary, write_dpr
+from checkpoints import Pair, english_vocabulary, write_dpr, write_reader
 
 from narrows.bundle import Bundle, open_bundle
 from narrows.index.build import BuildRequest, Progress, build_index
@@ -48,6 +48,22 @@ def variants_bundle(tmp_path_factory: pytest.TempPathFactory, small_bundle: Bund
     """The small bundle with fp16 and int8 added to it."""
     out = shutil.copytree(small_bundle.path, tmp_path_factory.mktemp("bundles") / "variants.bundle")
     extend_bundle(out, ["fp16", "int8"], threads=1, step=lambda what: None)
+    return open_bundle(out)
+
+
+@pytest.fixture(scope="session")
+def reader_checkpoint(tmp_path_factory: pytest.TempPathFactory, vocabulary: list[str]) -> Path:
+    """A small random DPR reader."""
+    return write_reader(tmp_path_factory.mktemp("small-dpr") / "reader", vocabulary, seed=5)
+
+
+@pytest.fixture(scope="session")
+def reading_bundle(tmp_path_factory: pytest.TempPathFactory, small_pair: Pair, reader_checkpoint: Path) -> Bundle:
+    """The bundle of `small_pair` and a reader."""
+    out = tmp_path_factory.mktemp("bundles") / "reading.bundle"
+    question, context = str(small_pair.question), str(small_pair.context)
+    request = ExportRequest(question, context, out, "reading", allow_unpaired=True, reader=str(reader_checkpoint))
+    export_bundle(request, step=lambda what: None)
     return open_bundle(out)
 
 

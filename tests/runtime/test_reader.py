@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import Pair, write_reader
 from transformers import DPRReader, DPRReaderTokenizer
 
 from narrows.bundle import Bundle, open_bundle
@@ -15,28 +14,13 @@ from narrows.reader import Answer, Reader
 from narrows.spans import RULES
 from narrows.towers import load_towers
 from narrows_export import corpus
-from narrows_export.export import ExportRequest, export_bundle
 
 DPR, HUGGING_FACE = RULES["dpr"], RULES["hugging-face"]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, vocabulary: list[str]) -> Path:
-    return write_reader(tmp_path_factory.mktemp("reader") / "reader", vocabulary, seed=5)
-
-
-@pytest.fixture(scope="module")
-def bundle(checkpoint: Path, small_pair: Pair) -> Bundle:
-    out = checkpoint.parent / "reading.bundle"
-    question, context = str(small_pair.question), str(small_pair.context)
-    request = ExportRequest(question, context, out, "reading", allow_unpaired=True, reader=str(checkpoint))
-    export_bundle(request, step=lambda what: None)
-    return open_bundle(out)
-
-
-@pytest.fixture(scope="module")
-def reader(bundle: Bundle) -> Reader:
-    return Reader(bundle, "fp32", threads=1)
+def reader(reading_bundle: Bundle) -> Reader:
+    return Reader(reading_bundle, "fp32", threads=1)
 
 
 def some_passages(count: int, first: int = 0) -> list[tuple[str, str]]:
@@ -58,10 +42,12 @@ def by_transformers(
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_hugging_faces_rule_gives_the_spans_of_transformers(reader: Reader, checkpoint: Path, number: int) -> None:
+def test_hugging_faces_rule_gives_the_spans_of_transformers(
+    reader: Reader, reader_checkpoint: Path, number: int
+) -> None:
     question = corpus.questions("en")[number].question
     passages = some_passages(11, first=11 * number)
-    expected = by_transformers(checkpoint, question, passages, spans=16)
+    expected = by_transformers(reader_checkpoint, question, passages, spans=16)
     found = reader.read(question, passages, HUGGING_FACE, count=16)
     assert [answer.passage for answer in found] == [passage for passage, *_ in expected]
     scores = np.array([(answer.span_score, answer.relevance_score) for answer in found])
@@ -76,9 +62,9 @@ def letters(text: str) -> str:
     return "".join(character for character in plain if character.isascii() and character.isalnum())
 
 
-def test_token_ids_are_those_of_transformers(bundle: Bundle, checkpoint: Path) -> None:
-    tokenizer = load_towers(bundle, "fp32", 1, ["reader"])["reader"].tokenizer
-    reference = DPRReaderTokenizer.from_pretrained(checkpoint)
+def test_token_ids_are_those_of_transformers(reading_bundle: Bundle, reader_checkpoint: Path) -> None:
+    tokenizer = load_towers(reading_bundle, "fp32", 1, ["reader"])["reader"].tokenizer
+    reference = DPRReaderTokenizer.from_pretrained(reader_checkpoint)
     question = corpus.questions("en")[3].question
     passages = [*some_passages(5), ("", "no title"), ("only a title", ""), ("long", "many words " * 300)]
     for (title, text), reading in zip(passages, tokenizer.readings(question, passages), strict=True):
@@ -86,9 +72,9 @@ def test_token_ids_are_those_of_transformers(bundle: Bundle, checkpoint: Path) -
         assert reading.ids.tolist() == expected
 
 
-def test_logits_are_those_of_pytorch(bundle: Bundle, checkpoint: Path) -> None:
-    tower = load_towers(bundle, "fp32", 1, ["reader"])["reader"]
-    model = DPRReader.from_pretrained(checkpoint).eval()
+def test_logits_are_those_of_pytorch(reading_bundle: Bundle, reader_checkpoint: Path) -> None:
+    tower = load_towers(reading_bundle, "fp32", 1, ["reader"])["reader"]
+    model = DPRReader.from_pretrained(reader_checkpoint).eval()
     for reading in tower.tokenizer.readings(corpus.questions("en")[0].question, some_passages(4)):
         with torch.no_grad():
             expected = model(torch.from_numpy(reading.ids[None]), torch.ones((1, len(reading.ids)), dtype=torch.int64))
@@ -134,12 +120,12 @@ def test_a_bundle_without_a_reader_says_so(small_bundle: Bundle) -> None:
         Reader(small_bundle, "fp32", threads=1)
 
 
-def test_a_damaged_reader_is_found(bundle: Bundle) -> None:
-    file = bundle.path / "reader" / "model.fp32.onnx"
+def test_a_damaged_reader_is_found(reading_bundle: Bundle) -> None:
+    file = reading_bundle.path / "reader" / "model.fp32.onnx"
     data = file.read_bytes()
     try:
         file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         with pytest.raises(BundleError, match=r"reader/model\.fp32\.onnx does not match the manifest's hash"):
-            open_bundle(bundle.path)
+            open_bundle(reading_bundle.path)
     finally:
         file.write_bytes(data)

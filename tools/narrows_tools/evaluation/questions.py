@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -24,6 +24,8 @@ from narrows.errors import QuestionFileError
 from narrows.text_lines import TextLines, kind
 
 AnswerKind = Literal["string", "regex"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def read_set(file: Path, answer_kind: AnswerKind = "string", where: Mapping[str,
     return QuestionSet(questions, impossible_count)
 
 
-def sample(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
+def sample(questions: Sequence[T], count: int, seed: int) -> list[T]:
     """`count` questions drawn without replacement, in the order drawn; all of them, in their order, if there are fewer.
 
     The draw is numpy.random.default_rng(seed).choice(len(questions), count, replace=False).

@@ -1,0 +1,34 @@
+"""Whether a reader's answer is right: exact match and F1, as SQuAD v1.1 and DPR count them.
+
+Both compare words: lower-cased, without ASCII punctuation and the English articles (Rajpurkar et al., EMNLP 2016,
+section 4.1; the official evaluate-v1.1.py). Of several right answers the best counts.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def words(text: str) -> list[str]:
+    """What is compared."""
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def exact_match(answer: str, right: Iterable[str]) -> bool:
+    """Whether the answer is one of the right ones, word for word."""
+    found = words(answer)
+    return any(found == words(text) for text in right)
+
+
+def f1(answer: str, right: Iterable[str]) -> float:
+    """The harmonic mean of the shares of words in common; 0 without any, and for no right answer."""
+    return max((_f1(words(answer), words(text)) for text in right), default=0.0)
+
+
+def _f1(found: list[str], wanted: list[str]) -> float:
+    common = sum((Counter(found) & Counter(wanted)).values())
+    return 2 * common / (len(found) + len(wanted)) if common else 0.0
