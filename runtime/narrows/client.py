@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from narrows import errors, messages
+from narrows import errors, messages, reading_messages
 from narrows.messages import (
     DType,
     EncodeOptions,
@@ -27,6 +27,7 @@ from narrows.messages import (
     ServerInfo,
     View,
 )
+from narrows.reading_messages import Answers, ReadOptions, Rule
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
 
@@ -36,7 +37,7 @@ Reply = TypeVar("Reply")
 class Client:
     """A connection to one server. Thread-safe. Longer lists than one call may hold are split.
 
-    Every method raises the errors of narrows.errors: InvalidRequestError, NotFoundError, MismatchError,
+    Every method raises the errors of narrows.errors: InvalidRequestError, NotFoundError, NoReaderError, MismatchError,
     OverloadedError (with `retry_after_ms`), DeadlineExceededError, UnavailableError, ServerError.
     """
 
@@ -44,6 +45,7 @@ class Client:
         """Connects on first use. `timeout_s` is the deadline of each call to the server."""
         self._channel = grpc.insecure_channel(target, messages.CHANNEL_OPTIONS)
         self._stub = retrieval_pb2_grpc.RetrievalServiceStub(self._channel)
+        self._reader = retrieval_pb2_grpc.ReaderServiceStub(self._channel)
         self._target = target
         self._timeout_s = timeout_s
         self._info: ServerInfo | None = None
@@ -126,6 +128,41 @@ class Client:
         if not requests:
             return Encoding(np.empty((0, self.server_info().dim), dtype=dtype), (), ())
         return messages.encoding_of([self._call(self._stub.Encode, request, timeout_s) for request in requests], dtype)
+
+    def answer(
+        self,
+        question: str,
+        passages: int = 50,
+        *,
+        spans: int = 5,
+        rule: Rule = "dpr",
+        view: View = "full",
+        corpus: str = "",
+        expected_bundle: str = "",
+        timeout_s: float | None = None,
+    ) -> Answers:
+        """Finds the best passages for a question, reads them, and returns the words that answer, best first.
+
+        Needs a server with an index and a reader (NoReaderError). `rule` says which words may be an answer: at most 10
+        tokens of the text, made whole words (dpr), or what transformers' reader tokenizer gives (hugging-face).
+        """
+        request = ReadOptions(spans, rule, expected_bundle).answer_request(question, passages, view, corpus)
+        return reading_messages.answers_of(self._call(self._reader.Answer, request, timeout_s))
+
+    def read(
+        self,
+        question: str,
+        passages: Sequence[tuple[str, str]],
+        *,
+        spans: int = 5,
+        rule: Rule = "dpr",
+        expected_bundle: str = "",
+        timeout_s: float | None = None,
+    ) -> Answers:
+        """Reads passages, (title, text), and returns their words that answer a question, best first; as `answer`."""
+        pairs = messages.listed(passages, "read")
+        request = ReadOptions(spans, rule, expected_bundle).read_request(question, pairs)
+        return reading_messages.answers_of(self._call(self._reader.Read, request, timeout_s))
 
     def get_passages(
         self, ids: Sequence[str], *, view: View = "full", corpus: str = "", timeout_s: float | None = None

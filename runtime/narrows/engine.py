@@ -30,7 +30,7 @@ TOO_LATE = "it waited too long to be ready by its deadline"
 
 R = TypeVar("R")
 Deliver = Callable[[Sequence[Outcome]], None]
-Encode = Callable[[Sequence[TokenIds]], Embeddings]
+Encode = Callable[[Sequence[TokenIds]], Embeddings | Sequence[npt.NDArray[np.float32]]]
 Search = Callable[[Embeddings, int], SearchHits]
 
 

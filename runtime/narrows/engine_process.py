@@ -26,7 +26,7 @@ from narrows.work import Lane, Outcome, Work
 
 log = logging.getLogger(__name__)
 
-LANES: tuple[Lane, ...] = ("questions", "passages")  # which clients ask in
+LANES: tuple[Lane, ...] = ("questions", "readings", "passages")  # which clients ask in
 CONNECTION_SHIFT = 40  # request ids of one front lie below; the connection's number is above
 POISONOUS = "the engine has died twice while it worked on this; it is refused for some minutes"
 RECEIVE_BYTES = 1 << 18

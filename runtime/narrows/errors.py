@@ -26,6 +26,10 @@ class NotFoundError(NarrowsError):
     """A request names a corpus that is not served here."""
 
 
+class NoReaderError(NarrowsError):
+    """A request needs a reader, and the bundle that is served has none."""
+
+
 class MismatchError(NarrowsError):
     """Towers, tokenizer and index do not belong together, or a request expects another bundle."""
 

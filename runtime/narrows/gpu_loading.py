@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from narrows import cuda, variants
-from narrows.bundle import Bundle, Role
+from narrows.bundle import REFERENCE_VARIANT, Bundle, Role
 from narrows.device import ARENA_BYTES, CudaDevice
 from narrows.errors import DeviceError
 from narrows.index import gpu
@@ -39,6 +39,8 @@ def load_on_gpu(
     index_variant = index.manifest.variant if index else None
     choice = variants.suited(device.variants, bundle.manifest, index_variant, settings.variant)
     names: dict[Role, str] = {"question_encoder": choice.question, "context_encoder": choice.passage}
+    if bundle.manifest.reader:
+        names["reader"] = REFERENCE_VARIANT
     storage = gpu.storage(settings.gpu_vectors, device.number, index.vectors.max_norm) if index else None
     needed = towers_need(bundle, names)
     if index and storage:

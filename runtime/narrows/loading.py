@@ -3,11 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from narrows import costs
-from narrows.bundle import Bundle, Role, open_bundle
+from narrows.bundle import REFERENCE_VARIANT, Bundle, Role, open_bundle
 from narrows.device import CPU, CudaDevice, Device
 from narrows.device import choose as choose_device
 from narrows.engine import EncodeStage, Engine, SearchStage
@@ -19,9 +20,10 @@ from narrows.index.opened import OpenIndex, open_index
 from narrows.index.store import identity
 from narrows.process import available_cores
 from narrows.quarantine import Guard
+from narrows.reader import read_batch
 from narrows.scheduler import LaneSettings
 from narrows.settings import ServerSettings
-from narrows.towers import Tower
+from narrows.towers import Tower, load_towers
 from narrows.variants import Choice
 from narrows.work import Lane, Outcome, Served
 
@@ -64,6 +66,8 @@ def start_engine(
         log.warning("%s", choice.warning)
     question, context = loaded["question_encoder"], loaded["context_encoder"]
     towers: dict[Lane, Tower] = {"canary": question, "questions": question, "passages": context}
+    if "reader" in loaded:
+        towers["readings"] = loaded["reader"]
     log.info(
         "bundle %s (questions by %s, passages by %s) loaded on %s after %.1f s",
         bundle.path, choice.question, choice.passage, device.name, time.monotonic() - started_s,
@@ -73,11 +77,15 @@ def start_engine(
     budget_ms = settings.warmup_budget_ms / len(distinct)
     measured = {key: tower.measure_costs(budget_ms) for key, tower in distinct.items()}
     encode = EncodeStage(
-        towers={lane: tower.encoder.encode for lane, tower in towers.items()},
+        towers={
+            lane: partial(read_batch, tower.encoder) if lane == "readings" else tower.encoder.encode
+            for lane, tower in towers.items()
+        },
         costs={lane: measured[id(tower)] for lane, tower in towers.items()},
     )
-    for lane in ("questions", "passages"):
-        table = encode.costs[lane]
+    for lane, table in encode.costs.items():
+        if lane == "canary":
+            continue
         caps = ", ".join(
             f"{bucket.tokens} tokens: {bucket.cap} ({bucket.ms[0]:.1f} ms alone)" for bucket in table.buckets
         )
@@ -87,8 +95,10 @@ def start_engine(
     lanes = [
         LaneSettings("canary", MAX_CANARIES),
         LaneSettings("questions", settings.max_queued_questions),
+        LaneSettings("readings", settings.max_queued_readings, settings.readings_min_share),
         LaneSettings("passages", settings.max_queued_passages, settings.passages_min_share),
     ]
+    lanes = [lane for lane in lanes if lane.name in towers]
     engine = Engine(encode, search, lanes, deliver, guard=guard)
     log.info("ready after %.1f s on %d cores", time.monotonic() - started_s, cores)
     index_id = identity(index.manifest) if index else ""
@@ -109,7 +119,10 @@ def _load_towers(
             log.warning("device: the CPU, because %s", error)
     index_variant = index.manifest.variant if index else None
     threads = settings.encode_threads or available_cores()
-    return CPU, *load_fastest(bundle, index_variant, settings.variant, threads)
+    choice, towers = load_fastest(bundle, index_variant, settings.variant, threads)
+    if bundle.manifest.reader:
+        towers |= load_towers(bundle, REFERENCE_VARIANT, threads, ["reader"])
+    return CPU, choice, towers
 
 
 def _search_stage(index: Index, *, own_thread: bool) -> SearchStage:

@@ -184,7 +184,7 @@ class EncodeOptions:
 
     def request(self, questions: Iterable[str] = (), passages: Iterable[tuple[str, str]] = ()) -> pb.EncodeRequest:
         """The request for these texts; raises as SearchOptions.request does."""
-        messages = [build(pb.Passage, title=title, text=text) for title, text in map(_pair, passages)]
+        messages = [build(pb.Passage, title=title, text=text) for title, text in map(pair, passages)]
         return build(
             pb.EncodeRequest,
             questions=questions,
@@ -234,12 +234,17 @@ def results_of(reply: pb.SearchResponse) -> list[SearchResult]:
     served, truncated = served_of(reply.served), set(reply.truncated)
     return [
         SearchResult(
-            tuple(Hit(hit.passage.id, hit.passage.title, hit.passage.text, hit.score) for hit in found.hits),
+            tuple(map(hit_of, found.hits)),
             served,
             number in truncated,
         )
         for number, found in enumerate(reply.results)
     ]
+
+
+def hit_of(hit: pb.Hit) -> Hit:
+    """A passage found."""
+    return Hit(hit.passage.id, hit.passage.title, hit.passage.text, hit.score)
 
 
 def encoding_of(replies: Iterable[pb.EncodeResponse], dtype: DType) -> Encoding:
@@ -337,6 +342,8 @@ def _typed(
             return errors.InvalidRequestError(message.removeprefix(f"{field}: ") if field else message, field)
         case grpc.StatusCode.NOT_FOUND:
             return errors.NotFoundError(message)
+        case grpc.StatusCode.UNIMPLEMENTED if reason == "NO_READER":
+            return errors.NoReaderError(message)
         case grpc.StatusCode.FAILED_PRECONDITION:
             return errors.MismatchError(message)
         case grpc.StatusCode.RESOURCE_EXHAUSTED if reason == "OVERLOADED":
@@ -355,7 +362,8 @@ def _typed(
             return errors.ServerError(f"{code.name}: {message}")
 
 
-def _pair(passage: tuple[str, str]) -> tuple[str, str]:
+def pair(passage: tuple[str, str]) -> tuple[str, str]:
+    """Checks a (title, text)."""
     if isinstance(passage, str) or len(passage) != 2:
         raise errors.InvalidRequestError(f"a passage is a pair (title, text), not {passage!r}", "passages")
     return passage

@@ -77,6 +77,10 @@ class ServerSettings:
     max_stream_in_flight: int = _setting(64, "requests of one stream that are answered at a time", (1, 100_000))
     max_queued_questions: int = _setting(2048, "questions that may wait; at least max_items", (1, 10_000_000))
     max_queued_passages: int = _setting(512, "passages that may wait; at least max_items", (1, 10_000_000))
+    max_queued_readings: int = _setting(
+        512, "passages to read for answers that may wait; at least max_items", (1, 10_000_000)
+    )
+    readings_min_share: float = _setting(0.2, "the reader's share of the encoder while questions wait", (0.0, 0.9))
     passages_min_share: float = _setting(0.1, "passages' share of the encoder while questions wait", (0.0, 0.9))
     default_deadline_ms: int = _setting(10_000, "deadline of calls that set none", (1, 86_400_000))
     canary_deadline_ms: int = _setting(
@@ -147,7 +151,7 @@ def resolve(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path
 
     values = {name: Value(default, "default") for name, default in DEFAULTS.items()}
     values |= {name: Value(_checked(name, value.value, value.origin), value.origin) for name, value in given.items()}
-    for name in ("max_queued_questions", "max_queued_passages"):
+    for name in ("max_queued_questions", "max_queued_passages", "max_queued_readings"):
         if values[name].value < values["max_items"].value:
             raise SettingsError(
                 f"{name} must be at least max_items ({values['max_items'].value}): no full call would ever fit"

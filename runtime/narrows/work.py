@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Lane = Literal["canary", "questions", "passages"]  # the canary is a question by which a front sees that all is well
+# The canary is a question by which a front sees that all is well; a reading is a question with a passage, for a reader.
+Lane = Literal["canary", "questions", "readings", "passages"]
 # Why a Work has no answer: refused by admission, shutting down, too late, no longer wanted, the engine failed on it,
 # the engine's process died, or it died of this very text or vector before.
 Refusal = Literal["overloaded", "draining", "expired", "cancelled", "failed", "down", "poisonous"]
@@ -53,7 +54,8 @@ class Timings:
 class Outcome:
     """The answer to one Work, or the reason why there is none.
 
-    `embedding` is float32 (dim,); `rows` int64 and `scores` float32 are (k,), best first, when k was above 0.
+    `embedding` is float32 (dim,), or the logits of a reading, flat; `rows` int64 and `scores` float32 are (k,), best
+    first, when k was above 0.
     """
 
     request_id: int

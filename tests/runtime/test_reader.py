@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import DPRReader, DPRReaderTokenizer
 
+from narrows.answers import Answer
 from narrows.bundle import Bundle, open_bundle
 from narrows.errors import BundleError
-from narrows.reader import Answer, Reader
+from narrows.reader import Reader
 from narrows.spans import RULES
 from narrows.towers import load_towers
 from narrows_export import corpus

@@ -25,6 +25,7 @@ INLINE_PASSAGES = 200
 # What GetServerInfo lists; the first need an index.
 SEARCH_FEATURES = ("search", "search_stream", "get_passages")
 ENCODE_FEATURES = ("encode", "encode_stream", "tokenize")
+READER_FEATURES = ("answer", "read")  # the first needs an index
 
 CANARY = "is anybody there?"
 
@@ -50,7 +51,7 @@ class Answers:
         app, backend = self._app, self._backend()
         app.check_bundle(request.expected_bundle)
         corpus = backend.named_corpus(request.corpus)
-        _check_wait(backend, "questions", deadline_s, source)
+        check_wait(backend, "questions", deadline_s, source)
         k = convert.checked_k(request.k, app.settings)
         convert.check_view(request.view)
         if bool(request.questions) == request.HasField("question_embeddings"):
@@ -70,7 +71,7 @@ class Answers:
         results = await _off_loop(len(rows), convert.hit_lists, outcomes, corpus.passages, request.view)
         front = StageMs(front.tokenize_ms, (time.monotonic() - started_s) * 1e3)
         return pb.SearchResponse(
-            results=results, served=self._served(backend, outcomes, front, corpus), truncated=truncated
+            results=results, served=self.served(backend, outcomes, front, corpus), truncated=truncated
         )
 
     async def encode(self, request: pb.EncodeRequest, deadline_s: float, source: int = 0) -> pb.EncodeResponse:
@@ -81,9 +82,9 @@ class Answers:
         count = len(request.questions) + len(request.passages)
         convert.check_count(count, limits.max_items, "questions", "texts (questions and passages)")
         if request.questions:
-            _check_wait(backend, "questions", deadline_s, source)
+            check_wait(backend, "questions", deadline_s, source)
         if request.passages:
-            _check_wait(backend, "passages", deadline_s, source)
+            check_wait(backend, "passages", deadline_s, source)
         size = count * app.bundle.manifest.dim * convert.DTYPES[request.dtype].itemsize
         convert.check_reply_bytes(size, limits, "Send fewer texts in one call")
         questions = convert.checked_questions(request.questions, limits)
@@ -99,7 +100,7 @@ class Answers:
             embeddings=convert.tensor_message(embeddings, request.dtype),
             token_counts=[len(text.ids) for text in texts],
             truncated=truncated + [len(questions) + number for number in truncated_passages],
-            served=self._served(backend, outcomes, front),
+            served=self.served(backend, outcomes, front),
         )
 
     async def get_passages(self, request: pb.GetPassagesRequest) -> pb.GetPassagesResponse:
@@ -119,7 +120,7 @@ class Answers:
         return pb.GetPassagesResponse(
             passages=messages,
             missing_ids=missing,
-            served=self._served(backend, [], front, corpus),
+            served=self.served(backend, [], front, corpus),
         )
 
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
@@ -135,7 +136,7 @@ class Answers:
             pb.TokenList(ids=text.ids.tolist(), tokens=tokenizer.tokens(text.ids), truncated=text.truncated)
             for tokenizer, text in zip(tokenizers, texts, strict=True)
         ]
-        reply = pb.TokenizeResponse(results=results, served=self._served(self._backend(), [], front))
+        reply = pb.TokenizeResponse(results=results, served=self.served(self._backend(), [], front))
         convert.check_reply_bytes(reply.ByteSize(), limits, "Send fewer or shorter texts in one call")
         return reply
 
@@ -143,13 +144,14 @@ class Answers:
         """Says what answers here."""
         app, limits, backend = self._app, self._app.settings, self._backend()
         corpus = backend.corpus
+        reader = app.bundle.manifest.reader
         question, context = app.bundle.tower("question_encoder"), app.bundle.tower("context_encoder")
         return pb.GetServerInfoResponse(
             api_version="v1",
             server_version=narrows.__version__,
             dim=app.bundle.manifest.dim,
             similarity=app.bundle.manifest.similarity,
-            served=self._served(backend, [], StageMs(), corpus),
+            served=self.served(backend, [], StageMs(), corpus),
             limits=pb.Limits(
                 max_items=limits.max_items,
                 max_k=limits.max_k,
@@ -162,12 +164,17 @@ class Answers:
             ),
             license=question.source.license,
             language=question.source.language,
-            features=[*(SEARCH_FEATURES if corpus else ()), *ENCODE_FEATURES],
+            features=[
+                *(SEARCH_FEATURES if corpus else ()),
+                *ENCODE_FEATURES,
+                *(READER_FEATURES[0 if corpus else 1 :] if reader else ()),
+            ],
             corpora=[corpus.manifest.name] if corpus else [],
             question_encoder=_tower_message(question),
             context_encoder=_tower_message(context),
             passage_count=corpus.manifest.count if corpus else 0,
             device=backend.served.device,
+            reader=_tower_message(reader) if reader else None,
         )
 
     async def canary(self, deadline_s: float) -> None:
@@ -222,9 +229,10 @@ class Answers:
             raise failures.exceptions[0] from None
         return [outcome for task in tasks for outcome in task.result()]
 
-    def _served(
+    def served(
         self, backend: Backend, outcomes: Sequence[Outcome], front: StageMs, corpus: Corpus | None = None
     ) -> pb.Served:
+        """What produced an answer, and where the time went."""
         return pb.Served(
             bundle=self._app.bundle.manifest.name,
             variant=backend.served.variant,
@@ -235,7 +243,7 @@ class Answers:
         )
 
 
-def _check_wait(backend: Backend, lane: Lane, deadline_s: float, source: int) -> None:
+def check_wait(backend: Backend, lane: Lane, deadline_s: float, source: int = 0) -> None:
     """Turns a call away that cannot be in time, before anything is done for it. A stream has turns of its own.
 
     Raises:

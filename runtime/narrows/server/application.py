@@ -57,6 +57,7 @@ class Application:
     bundle: Bundle
     questions: TowerTokenizer
     passages: TowerTokenizer
+    reader: TowerTokenizer | None = None
 
     def check_bundle(self, expected: str) -> None:
         """Checks a request's expected_bundle.
@@ -82,4 +83,5 @@ def load_application(settings: ServerSettings, bundle: Bundle) -> Application:
     questions = passages = load_tokenizer(bundle, question)
     if context.directory != question.directory:
         passages = load_tokenizer(bundle, context)
-    return Application(settings, bundle, questions, passages)
+    reader = bundle.manifest.reader
+    return Application(settings, bundle, questions, passages, load_tokenizer(bundle, reader) if reader else None)

@@ -49,10 +49,15 @@ def check_count(count: int, limit: int, field: str, what: str) -> None:
 def checked_questions(questions: Sequence[str], limits: ServerSettings) -> list[str]:
     """The questions, none of them empty or too long."""
     for number, question in enumerate(questions):
-        if not question.strip():
-            raise InvalidRequestError("the question is empty", f"questions[{number}]")
-        _check_bytes(len(question.encode()), limits, f"questions[{number}]")
+        check_question(question, limits, f"questions[{number}]")
     return list(questions)
+
+
+def check_question(question: str, limits: ServerSettings, field: str) -> None:
+    """Refuses a question that is empty or too long."""
+    if not question.strip():
+        raise InvalidRequestError("the question is empty", field)
+    _check_bytes(len(question.encode()), limits, field)
 
 
 def checked_passages(passages: Sequence[pb.Passage], limits: ServerSettings) -> list[tuple[str, str]]:

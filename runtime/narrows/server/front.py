@@ -11,18 +11,22 @@ from grpc_reflection.v1alpha import reflection
 
 from narrows.errors import SettingsError
 from narrows.messages import max_request_bytes
+from narrows.server.activity import Activity
 from narrows.server.answers import Answers
 from narrows.server.application import Application, Backend
 from narrows.server.dispatch import Dispatcher
 from narrows.server.health import SERVICE, Health
+from narrows.server.reader import ReaderServicer
+from narrows.server.reading import Reading
 from narrows.server.retrieval import RetrievalServicer
 from narrows.settings import ServerSettings
-from narrows.v1 import retrieval_pb2_grpc
+from narrows.v1 import retrieval_pb2, retrieval_pb2_grpc
 
 log = logging.getLogger(__name__)
 
 MESSAGE_OVERHEAD_BYTES = 65_536
 FLUSH_S = 0.5
+READER_SERVICE = retrieval_pb2.DESCRIPTOR.services_by_name["ReaderService"].full_name
 KEEPALIVE_MS = 60_000
 PING_TIMEOUT_MS = 20_000
 MIN_PING_INTERVAL_MS = 10_000
@@ -55,11 +59,15 @@ async def serve_front(
     settings = app.settings
     server = grpc.aio.server(options=_options(settings, app.bundle.manifest.dim, listen.shared))
     answers = Answers(app, backend, dispatcher)
-    retrieval = RetrievalServicer(answers, settings)
+    activity = Activity()
+    retrieval = RetrievalServicer(answers, settings, activity)
+    reader = ReaderServicer(Reading(app, backend, dispatcher, answers), settings, activity)
     health = Health(answers.canary, lambda: dispatcher.answered, changed, settings.canary_deadline_ms / 1e3)
     retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(retrieval, server)
+    retrieval_pb2_grpc.add_ReaderServiceServicer_to_server(reader, server)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    names = (SERVICE, READER_SERVICE, health_service, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     address = _bind(server, listen.address)
     await server.start()
@@ -72,7 +80,7 @@ async def serve_front(
     log.info("draining for at most %.1f s", settings.drain_ms / 1e3)
     await health.end()
     draining = asyncio.create_task(server.stop(settings.drain_ms / 1e3))  # takes no new calls from here on
-    idle = asyncio.create_task(retrieval.activity.drain())
+    idle = asyncio.create_task(activity.drain())
     await asyncio.wait([draining, idle], return_when=asyncio.FIRST_COMPLETED)
     idle.cancel()
     await server.stop(FLUSH_S)  # the last replies leave; a watch of the health service would go on for ever

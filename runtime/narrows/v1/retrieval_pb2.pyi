@@ -18,6 +18,7 @@ In a stream, the error of one request is an ItemError with the same code, reason
   REPLY_TOO_LARGE     INVALID_ARGUMENT      the answer would be larger than the server sends: ask for less at once
   UNKNOWN_CORPUS      NOT_FOUND             no index of that name is served here
   OTHER_BUNDLE        FAILED_PRECONDITION   not the bundle answers that expected_bundle names
+  NO_READER           UNIMPLEMENTED         the bundle served here has no reader
   OVERLOADED          RESOURCE_EXHAUSTED    the queue is full, or its wait exceeds the deadline; nothing was computed
   DEADLINE_EXCEEDED   DEADLINE_EXCEEDED     too late, or impossible in the time given
   DRAINING            UNAVAILABLE           the server is shutting down: try another
@@ -117,6 +118,34 @@ ON_TOO_LONG_TRUNCATE: OnTooLong.ValueType  # 1
 ON_TOO_LONG_ERROR: OnTooLong.ValueType  # 2
 """Refuse the request with INVALID_ARGUMENT."""
 Global___OnTooLong: typing_extensions.TypeAlias = OnTooLong
+
+class _SpanRule:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _SpanRuleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_SpanRule.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    SPAN_RULE_UNSPECIFIED: _SpanRule.ValueType  # 0
+    """Means SPAN_RULE_DPR."""
+    SPAN_RULE_DPR: _SpanRule.ValueType  # 1
+    """At most 10 tokens of the passage's text, extended to whole words; one span a passage. What the original DPR does."""
+    SPAN_RULE_HUGGING_FACE: _SpanRule.ValueType  # 2
+    """At most 64 tokens of title or text, as they are; up to 4 spans a passage. What DPRReaderTokenizer.decode_best_spans
+    of transformers does.
+    """
+
+class SpanRule(_SpanRule, metaclass=_SpanRuleEnumTypeWrapper):
+    """Which words may be an answer."""
+
+SPAN_RULE_UNSPECIFIED: SpanRule.ValueType  # 0
+"""Means SPAN_RULE_DPR."""
+SPAN_RULE_DPR: SpanRule.ValueType  # 1
+"""At most 10 tokens of the passage's text, extended to whole words; one span a passage. What the original DPR does."""
+SPAN_RULE_HUGGING_FACE: SpanRule.ValueType  # 2
+"""At most 64 tokens of title or text, as they are; up to 4 spans a passage. What DPRReaderTokenizer.decode_best_spans
+of transformers does.
+"""
+Global___SpanRule: typing_extensions.TypeAlias = SpanRule
 
 @typing.final
 class Tensor(google.protobuf.message.Message):
@@ -762,6 +791,188 @@ class TokenizeResponse(google.protobuf.message.Message):
 Global___TokenizeResponse: typing_extensions.TypeAlias = TokenizeResponse
 
 @typing.final
+class Span(google.protobuf.message.Message):
+    """Words of a passage that answer a question."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    PASSAGE_FIELD_NUMBER: builtins.int
+    START_BYTE_FIELD_NUMBER: builtins.int
+    END_BYTE_FIELD_NUMBER: builtins.int
+    SPAN_SCORE_FIELD_NUMBER: builtins.int
+    RELEVANCE_SCORE_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """The words, as the passage has them. Those that begin in its title (SPAN_RULE_HUGGING_FACE only) as the reader's
+    vocabulary has them.
+    """
+    passage: builtins.int
+    """Position of the passage: in `hits` of an AnswerResponse, in `passages` of a ReadRequest."""
+    start_byte: builtins.int
+    """Where the words begin in the UTF-8 of the passage's text, in bytes. 0, as end_byte, for those of a title."""
+    end_byte: builtins.int
+    """Where they end: the byte behind the last."""
+    span_score: builtins.float
+    """How sure the reader is of the words, among those of the same passage: the sum of two logits."""
+    relevance_score: builtins.float
+    """How sure it is that this passage answers, among those read: a logit."""
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+        passage: builtins.int = ...,
+        start_byte: builtins.int = ...,
+        end_byte: builtins.int = ...,
+        span_score: builtins.float = ...,
+        relevance_score: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["end_byte", b"end_byte", "passage", b"passage", "relevance_score", b"relevance_score", "span_score", b"span_score", "start_byte", b"start_byte", "text", b"text"]) -> None: ...
+
+Global___Span: typing_extensions.TypeAlias = Span
+
+@typing.final
+class AnswerRequest(google.protobuf.message.Message):
+    """What to answer, and how."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: builtins.int
+    PASSAGES_FIELD_NUMBER: builtins.int
+    SPANS_FIELD_NUMBER: builtins.int
+    RULE_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
+    CORPUS_FIELD_NUMBER: builtins.int
+    EXPECTED_BUNDLE_FIELD_NUMBER: builtins.int
+    question: builtins.str
+    """The question."""
+    passages: builtins.int
+    """Passages to find and to read; 0 means 50. Fewer are read when the index holds fewer."""
+    spans: builtins.int
+    """Spans wanted; 0 means 5."""
+    rule: Global___SpanRule.ValueType
+    """Which words may be an answer."""
+    view: Global___PassageView.ValueType
+    """How much of each passage that was read to return."""
+    corpus: builtins.str
+    """Name of the index to search; empty means the only one."""
+    expected_bundle: builtins.str
+    """When set, the call fails with FAILED_PRECONDITION unless this bundle (its name or question tower_id) answers."""
+    def __init__(
+        self,
+        *,
+        question: builtins.str = ...,
+        passages: builtins.int = ...,
+        spans: builtins.int = ...,
+        rule: Global___SpanRule.ValueType = ...,
+        view: Global___PassageView.ValueType = ...,
+        corpus: builtins.str = ...,
+        expected_bundle: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["corpus", b"corpus", "expected_bundle", b"expected_bundle", "passages", b"passages", "question", b"question", "rule", b"rule", "spans", b"spans", "view", b"view"]) -> None: ...
+
+Global___AnswerRequest: typing_extensions.TypeAlias = AnswerRequest
+
+@typing.final
+class AnswerResponse(google.protobuf.message.Message):
+    """The answers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPANS_FIELD_NUMBER: builtins.int
+    HITS_FIELD_NUMBER: builtins.int
+    SERVED_FIELD_NUMBER: builtins.int
+    TRUNCATED_FIELD_NUMBER: builtins.int
+    truncated: builtins.bool
+    """Whether the question was cut to the question encoder's length."""
+    @property
+    def spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """Best first: by the passage's relevance, then by the span's score."""
+
+    @property
+    def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Hit]:
+        """The passages that were read, as Search returns them."""
+
+    @property
+    def served(self) -> Global___Served:
+        """What produced the answer. The timings are of search and reading together: each stage the larger of both."""
+
+    def __init__(
+        self,
+        *,
+        spans: collections.abc.Iterable[Global___Span] | None = ...,
+        hits: collections.abc.Iterable[Global___Hit] | None = ...,
+        served: Global___Served | None = ...,
+        truncated: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["served", b"served"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["hits", b"hits", "served", b"served", "spans", b"spans", "truncated", b"truncated"]) -> None: ...
+
+Global___AnswerResponse: typing_extensions.TypeAlias = AnswerResponse
+
+@typing.final
+class ReadRequest(google.protobuf.message.Message):
+    """What to read."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: builtins.int
+    PASSAGES_FIELD_NUMBER: builtins.int
+    SPANS_FIELD_NUMBER: builtins.int
+    RULE_FIELD_NUMBER: builtins.int
+    EXPECTED_BUNDLE_FIELD_NUMBER: builtins.int
+    question: builtins.str
+    """The question."""
+    spans: builtins.int
+    """Spans wanted; 0 means 5."""
+    rule: Global___SpanRule.ValueType
+    """Which words may be an answer."""
+    expected_bundle: builtins.str
+    """When set, the call fails with FAILED_PRECONDITION unless this bundle (its name or question tower_id) answers."""
+    @property
+    def passages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Passage]:
+        """The passages; their ids are ignored. At most max_items of Limits."""
+
+    def __init__(
+        self,
+        *,
+        question: builtins.str = ...,
+        passages: collections.abc.Iterable[Global___Passage] | None = ...,
+        spans: builtins.int = ...,
+        rule: Global___SpanRule.ValueType = ...,
+        expected_bundle: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expected_bundle", b"expected_bundle", "passages", b"passages", "question", b"question", "rule", b"rule", "spans", b"spans"]) -> None: ...
+
+Global___ReadRequest: typing_extensions.TypeAlias = ReadRequest
+
+@typing.final
+class ReadResponse(google.protobuf.message.Message):
+    """The answers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPANS_FIELD_NUMBER: builtins.int
+    SERVED_FIELD_NUMBER: builtins.int
+    @property
+    def spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """Best first: by the passage's relevance, then by the span's score."""
+
+    @property
+    def served(self) -> Global___Served:
+        """What produced the answer."""
+
+    def __init__(
+        self,
+        *,
+        spans: collections.abc.Iterable[Global___Span] | None = ...,
+        served: Global___Served | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["served", b"served"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["served", b"served", "spans", b"spans"]) -> None: ...
+
+Global___ReadResponse: typing_extensions.TypeAlias = ReadResponse
+
+@typing.final
 class GetServerInfoRequest(google.protobuf.message.Message):
     """Nothing needs to be said."""
 
@@ -865,6 +1076,7 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     CONTEXT_ENCODER_FIELD_NUMBER: builtins.int
     PASSAGE_COUNT_FIELD_NUMBER: builtins.int
     DEVICE_FIELD_NUMBER: builtins.int
+    READER_FIELD_NUMBER: builtins.int
     api_version: builtins.str
     """Version of this contract: v1."""
     server_version: builtins.str
@@ -891,8 +1103,8 @@ class GetServerInfoResponse(google.protobuf.message.Message):
 
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What this server does: search, search_stream, get_passages, encode, encode_stream, tokenize. The first three need an
-        index.
+        """What this server does: search, search_stream, get_passages, encode, encode_stream, tokenize, answer, read. The first
+        three and answer need an index, the last two a reader.
         """
 
     @property
@@ -906,6 +1118,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     @property
     def context_encoder(self) -> Global___Tower:
         """The tower that embeds passages."""
+
+    @property
+    def reader(self) -> Global___Tower:
+        """The reader; left out where there is none."""
 
     def __init__(
         self,
@@ -924,8 +1140,9 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         context_encoder: Global___Tower | None = ...,
         passage_count: builtins.int = ...,
         device: builtins.str = ...,
+        reader: Global___Tower | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["context_encoder", b"context_encoder", "limits", b"limits", "question_encoder", b"question_encoder", "served", b"served"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["api_version", b"api_version", "context_encoder", b"context_encoder", "corpora", b"corpora", "device", b"device", "dim", b"dim", "features", b"features", "language", b"language", "license", b"license", "limits", b"limits", "passage_count", b"passage_count", "question_encoder", b"question_encoder", "served", b"served", "server_version", b"server_version", "similarity", b"similarity"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["context_encoder", b"context_encoder", "limits", b"limits", "question_encoder", b"question_encoder", "reader", b"reader", "served", b"served"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["api_version", b"api_version", "context_encoder", b"context_encoder", "corpora", b"corpora", "device", b"device", "dim", b"dim", "features", b"features", "language", b"language", "license", b"license", "limits", b"limits", "passage_count", b"passage_count", "question_encoder", b"question_encoder", "reader", b"reader", "served", b"served", "server_version", b"server_version", "similarity", b"similarity"]) -> None: ...
 
 Global___GetServerInfoResponse: typing_extensions.TypeAlias = GetServerInfoResponse

@@ -379,3 +379,126 @@ class RetrievalService(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ReaderServiceStub(object):
+    """Extractive answers: the words of passages that answer a question. Needs a bundle with a reader, else every call is
+    UNIMPLEMENTED with the reason NO_READER; GetServerInfo lists the features answer and read where there is one.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Answer = channel.unary_unary(
+                '/narrows.v1.ReaderService/Answer',
+                request_serializer=narrows_dot_v1_dot_retrieval__pb2.AnswerRequest.SerializeToString,
+                response_deserializer=narrows_dot_v1_dot_retrieval__pb2.AnswerResponse.FromString,
+                _registered_method=True)
+        self.Read = channel.unary_unary(
+                '/narrows.v1.ReaderService/Read',
+                request_serializer=narrows_dot_v1_dot_retrieval__pb2.ReadRequest.SerializeToString,
+                response_deserializer=narrows_dot_v1_dot_retrieval__pb2.ReadResponse.FromString,
+                _registered_method=True)
+
+
+class ReaderServiceServicer(object):
+    """Extractive answers: the words of passages that answer a question. Needs a bundle with a reader, else every call is
+    UNIMPLEMENTED with the reason NO_READER; GetServerInfo lists the features answer and read where there is one.
+    """
+
+    def Answer(self, request, context):
+        """Searches for a question, reads the passages found, and returns the words that answer. Needs an index as well.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Read(self, request, context):
+        """Reads given passages, and returns the words that answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ReaderServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Answer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Answer,
+                    request_deserializer=narrows_dot_v1_dot_retrieval__pb2.AnswerRequest.FromString,
+                    response_serializer=narrows_dot_v1_dot_retrieval__pb2.AnswerResponse.SerializeToString,
+            ),
+            'Read': grpc.unary_unary_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=narrows_dot_v1_dot_retrieval__pb2.ReadRequest.FromString,
+                    response_serializer=narrows_dot_v1_dot_retrieval__pb2.ReadResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'narrows.v1.ReaderService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('narrows.v1.ReaderService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ReaderService(object):
+    """Extractive answers: the words of passages that answer a question. Needs a bundle with a reader, else every call is
+    UNIMPLEMENTED with the reason NO_READER; GetServerInfo lists the features answer and read where there is one.
+    """
+
+    @staticmethod
+    def Answer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/narrows.v1.ReaderService/Answer',
+            narrows_dot_v1_dot_retrieval__pb2.AnswerRequest.SerializeToString,
+            narrows_dot_v1_dot_retrieval__pb2.AnswerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/narrows.v1.ReaderService/Read',
+            narrows_dot_v1_dot_retrieval__pb2.ReadRequest.SerializeToString,
+            narrows_dot_v1_dot_retrieval__pb2.ReadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

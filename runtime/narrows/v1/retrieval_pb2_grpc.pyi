@@ -18,6 +18,7 @@ In a stream, the error of one request is an ItemError with the same code, reason
   REPLY_TOO_LARGE     INVALID_ARGUMENT      the answer would be larger than the server sends: ask for less at once
   UNKNOWN_CORPUS      NOT_FOUND             no index of that name is served here
   OTHER_BUNDLE        FAILED_PRECONDITION   not the bundle answers that expected_bundle names
+  NO_READER           UNIMPLEMENTED         the bundle served here has no reader
   OVERLOADED          RESOURCE_EXHAUSTED    the queue is full, or its wait exceeds the deadline; nothing was computed
   DEADLINE_EXCEEDED   DEADLINE_EXCEEDED     too late, or impossible in the time given
   DRAINING            UNAVAILABLE           the server is shutting down: try another
@@ -375,3 +376,104 @@ class RetrievalServiceServicer(metaclass=abc.ABCMeta):
         """Says which towers and index answer here, and the limits that requests must keep."""
 
 def add_RetrievalServiceServicer_to_server(servicer: RetrievalServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+
+_ReaderServiceAnswerType = typing_extensions.TypeVar(
+    '_ReaderServiceAnswerType',
+    grpc.UnaryUnaryMultiCallable[
+        narrows.v1.retrieval_pb2.AnswerRequest,
+        narrows.v1.retrieval_pb2.AnswerResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        narrows.v1.retrieval_pb2.AnswerRequest,
+        narrows.v1.retrieval_pb2.AnswerResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        narrows.v1.retrieval_pb2.AnswerRequest,
+        narrows.v1.retrieval_pb2.AnswerResponse,
+    ],
+)
+
+_ReaderServiceReadType = typing_extensions.TypeVar(
+    '_ReaderServiceReadType',
+    grpc.UnaryUnaryMultiCallable[
+        narrows.v1.retrieval_pb2.ReadRequest,
+        narrows.v1.retrieval_pb2.ReadResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        narrows.v1.retrieval_pb2.ReadRequest,
+        narrows.v1.retrieval_pb2.ReadResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        narrows.v1.retrieval_pb2.ReadRequest,
+        narrows.v1.retrieval_pb2.ReadResponse,
+    ],
+)
+
+class ReaderServiceStub(typing.Generic[_ReaderServiceAnswerType, _ReaderServiceReadType]):
+    """Extractive answers: the words of passages that answer a question. Needs a bundle with a reader, else every call is
+    UNIMPLEMENTED with the reason NO_READER; GetServerInfo lists the features answer and read where there is one.
+    """
+
+    @typing.overload
+    def __init__(self: ReaderServiceStub[
+        grpc.UnaryUnaryMultiCallable[
+            narrows.v1.retrieval_pb2.AnswerRequest,
+            narrows.v1.retrieval_pb2.AnswerResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            narrows.v1.retrieval_pb2.ReadRequest,
+            narrows.v1.retrieval_pb2.ReadResponse,
+        ],
+    ], channel: grpc.Channel) -> None: ...
+
+    @typing.overload
+    def __init__(self: ReaderServiceStub[
+        grpc.aio.UnaryUnaryMultiCallable[
+            narrows.v1.retrieval_pb2.AnswerRequest,
+            narrows.v1.retrieval_pb2.AnswerResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            narrows.v1.retrieval_pb2.ReadRequest,
+            narrows.v1.retrieval_pb2.ReadResponse,
+        ],
+    ], channel: grpc.aio.Channel) -> None: ...
+
+    Answer: _ReaderServiceAnswerType
+    """Searches for a question, reads the passages found, and returns the words that answer. Needs an index as well."""
+
+    Read: _ReaderServiceReadType
+    """Reads given passages, and returns the words that answer."""
+
+ReaderServiceAsyncStub: typing_extensions.TypeAlias = ReaderServiceStub[
+    grpc.aio.UnaryUnaryMultiCallable[
+        narrows.v1.retrieval_pb2.AnswerRequest,
+        narrows.v1.retrieval_pb2.AnswerResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        narrows.v1.retrieval_pb2.ReadRequest,
+        narrows.v1.retrieval_pb2.ReadResponse,
+    ],
+]
+
+class ReaderServiceServicer(metaclass=abc.ABCMeta):
+    """Extractive answers: the words of passages that answer a question. Needs a bundle with a reader, else every call is
+    UNIMPLEMENTED with the reason NO_READER; GetServerInfo lists the features answer and read where there is one.
+    """
+
+    @abc.abstractmethod
+    def Answer(
+        self,
+        request: narrows.v1.retrieval_pb2.AnswerRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[narrows.v1.retrieval_pb2.AnswerResponse, collections.abc.Awaitable[narrows.v1.retrieval_pb2.AnswerResponse]]:
+        """Searches for a question, reads the passages found, and returns the words that answer. Needs an index as well."""
+
+    @abc.abstractmethod
+    def Read(
+        self,
+        request: narrows.v1.retrieval_pb2.ReadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[narrows.v1.retrieval_pb2.ReadResponse, collections.abc.Awaitable[narrows.v1.retrieval_pb2.ReadResponse]]:
+        """Reads given passages, and returns the words that answer."""
+
+def add_ReaderServiceServicer_to_server(servicer: ReaderServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from narrows.answers import Answer
 from narrows.errors import QuestionFileError
-from narrows.reader import Answer, Reader
+from narrows.reader import Reader
 from narrows.spans import SpanRule
 from narrows_tools.evaluation.exact_match import exact_match, f1
 from narrows_tools.evaluation.paired import wilson
