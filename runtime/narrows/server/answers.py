@@ -44,7 +44,7 @@ class Answers:
         self._app = application
         self._backend = backend
         self._dispatcher = dispatcher
-        self._texts = Texts(application.questions, application.passages)
+        self.texts = Texts(application.questions, application.passages)
 
     async def search(self, request: pb.SearchRequest, deadline_s: float, source: int = 0) -> pb.SearchResponse:
         """Answers questions, or searches with ready embeddings."""
@@ -180,7 +180,7 @@ class Answers:
     async def canary(self, deadline_s: float) -> None:
         """Asks one question all the way, in the lane that is kept for it."""
         backend = self._backend()
-        (text,) = await self._texts.tokenize([CANARY], [])
+        (text,) = await self.texts.tokenize([CANARY], [])
         k = 1 if backend.corpus else 0
         (outcome,) = await self._dispatcher.embed(backend.engine, "canary", [text.ids], deadline_s, k)
         if backend.corpus and outcome.rows is not None:
@@ -191,7 +191,7 @@ class Answers:
     ) -> tuple[list[TokenizedText], StageMs]:
         """Tokenizes questions, then passages, and tells how long it took."""
         started_s = time.monotonic()
-        texts = await self._texts.tokenize(questions, pairs)
+        texts = await self.texts.tokenize(questions, pairs)
         return texts, StageMs(tokenize_ms=(time.monotonic() - started_s) * 1e3)
 
     async def _search_texts(

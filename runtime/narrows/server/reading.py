@@ -77,7 +77,7 @@ class Reading:
         tokenizer, finder = self._reader()
         backend = self._backend()
         started_s = time.monotonic()
-        readings = await asyncio.to_thread(tokenizer.readings, question, passages)
+        readings = await self._answers.texts.readings(tokenizer, question, passages)
         front = StageMs(tokenize_ms=(time.monotonic() - started_s) * 1e3)
         outcomes: list[Outcome] = []
         if readings:

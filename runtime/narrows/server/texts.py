@@ -1,11 +1,12 @@
 """Tokenizing for the front: short texts at once, long ones on one thread of their own, never more than it can take."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from narrows.errors import OverloadedError
-from narrows.tokenizer import TokenizedText, TowerTokenizer
+from narrows.tokenizer import Reading, TokenizedText, TowerTokenizer
 
 # Calls up to this size are tokenized on the event loop: handing them to a thread would take longer.
 INLINE_CHARS = 4096
@@ -13,9 +14,11 @@ INLINE_CHARS = 4096
 MAX_WAITING_CHARS = 2_000_000
 RETRY_AFTER_MS = 1000
 
+T = TypeVar("T")
+
 
 class Texts:
-    """Tokenizes with a bundle's two tokenizers. Lives on one event loop."""
+    """Tokenizes with a bundle's tokenizers. Lives on one event loop."""
 
     def __init__(self, questions: TowerTokenizer, passages: TowerTokenizer) -> None:
         self._questions = questions
@@ -29,18 +32,28 @@ class Texts:
         Raises:
             OverloadedError: too much text is waiting to be tokenized.
         """
-        chars = sum(map(len, questions)) + sum(len(title) + len(text) for title, text in pairs)
+
+        def run() -> list[TokenizedText]:
+            return self._questions.questions(questions) + self._passages.passages(pairs)
+
+        return await self._run(run, sum(map(len, questions)) + _chars(pairs))
+
+    async def readings(self, reader: TowerTokenizer, question: str, pairs: Sequence[tuple[str, str]]) -> list[Reading]:
+        """Tokenizes a question with each of some (title, text), for a reader; raises as `tokenize`."""
+        return await self._run(lambda: reader.readings(question, pairs), len(question) + _chars(pairs))
+
+    async def _run(self, run: Callable[[], T], chars: int) -> T:
         if chars <= INLINE_CHARS:
-            return self._run(questions, pairs)
+            return run()
         if self._waiting_chars and self._waiting_chars + chars > MAX_WAITING_CHARS:
             message = f"{self._waiting_chars} characters wait to be tokenized; at most {MAX_WAITING_CHARS} may"
             raise OverloadedError(message, RETRY_AFTER_MS)
         self._waiting_chars += chars
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._run, questions, pairs)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, run)
         finally:
             self._waiting_chars -= chars
 
-    def _run(self, questions: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[TokenizedText]:
-        return self._questions.questions(questions) + self._passages.passages(pairs)
+
+def _chars(pairs: Sequence[tuple[str, str]]) -> int:
+    return sum(len(title) + len(text) for title, text in pairs)
