@@ -120,7 +120,7 @@ def _told_what_is_left(out: Path, int8: Int8Request | None) -> Iterator[None]:
 def with_variants(report: ExportReport, manifest: BundleManifest) -> ExportReport:
     """The report with the variants that the manifest has by now."""
     variants = dict(named_variants(manifest))
-    towers = (replace(tower, variants=variants.get(tower.tower, tower.variants)) for tower in report.towers)
+    towers = (replace(tower, variants=variants[tower.tower]) for tower in report.towers)
     return replace(report, towers=tuple(towers))
 
 

@@ -180,6 +180,11 @@ class BundleManifest:
     reader: TowerManifest | None = None
 
     @property
+    def by_role(self) -> dict[Role, TowerManifest]:
+        """The towers and, where there is one, the reader."""
+        return {**self.towers, "reader": self.reader} if self.reader else dict(self.towers)
+
+    @property
     def dim(self) -> int:
         """Numbers in an embedding; the same for both towers."""
         return self.towers["question_encoder"].dim
@@ -198,11 +203,9 @@ class Bundle:
         Raises:
             BundleError: the bundle has no reader, and it was asked for.
         """
-        if role == "reader":
-            if self.manifest.reader is None:
-                raise BundleError(f"{self.path} has no reader; export it with --reader")
-            return self.manifest.reader
-        return self.manifest.towers[role]
+        if role == "reader" and self.manifest.reader is None:
+            raise BundleError(f"{self.path} has no reader; export it with --reader")
+        return self.manifest.by_role[role]
 
     def variant(self, role: Role, name: str) -> Variant:
         """One variant of a tower.
@@ -264,7 +267,7 @@ def open_bundle(path: Path, verify: Verify = "full") -> Bundle:
         BundleError: no bundle there, an unreadable manifest, another schema version, a missing or changed file.
     """
     manifest, manifest_sha256 = _read_sealed_manifest(path)
-    towers = [*manifest.towers.values(), *([manifest.reader] if manifest.reader else [])]
+    towers = manifest.by_role.values()
     files = {f"{t.directory}/{name}": (sha256,) for t in towers for name, sha256 in tower_files(t).items()}
     sealed = Sealed(path, files, integrity.WHOLE_FILE, manifest_sha256, path / STAMP)
     for fault in integrity.faults(sealed, verify):

@@ -15,6 +15,7 @@ from narrows.reader import Reader
 from narrows.spans import RULES
 from narrows.towers import load_towers
 from narrows_export import corpus
+from narrows_tools.cli.main import main
 
 DPR, HUGGING_FACE = RULES["dpr"], RULES["hugging-face"]
 
@@ -130,3 +131,10 @@ def test_a_damaged_reader_is_found(reading_bundle: Bundle) -> None:
             open_bundle(reading_bundle.path)
     finally:
         file.write_bytes(data)
+
+
+def test_the_bundle_shows_its_reader(reading_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bundle", "info", str(reading_bundle.path)]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("reader")] == ["reader", "reader"]
+    assert reading_bundle.tower("reader").tower_id in shown

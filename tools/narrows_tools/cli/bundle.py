@@ -75,13 +75,13 @@ def run_info(options: argparse.Namespace) -> int:
         return 0
     print(f"{manifest.name}: {manifest.dim} dimensions, {manifest.similarity}, made by {manifest.created_by}\n")
     rows = [("tower", "source", "pooling", "max tokens", "licence", "language", "tower_id")]
-    for role, tower in manifest.towers.items():
+    for role, tower in manifest.by_role.items():
         source = tower.source
         rows.append(
             (
                 role.replace("_", " "),
                 source.name + (f"@{source.revision[:12]}" if source.revision else ""),
-                tower.pooling + (", normalized" if tower.normalize else ""),
+                "-" if role == "reader" else tower.pooling + (", normalized" if tower.normalize else ""),
                 str(tower.max_tokens),
                 source.license or "-",
                 source.language or "-",

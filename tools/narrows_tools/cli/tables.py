@@ -71,7 +71,7 @@ def print_curve(manifest: "BundleManifest") -> None:
 
 def named_variants(manifest: "BundleManifest") -> "list[tuple[str, dict[str, Variant]]]":
     """The towers' names, and the variants of each; a tower that is both is there once."""
-    towers = {tower.directory: tower.variants for tower in manifest.towers.values()}
+    towers = {tower.directory: tower.variants for tower in manifest.by_role.values()}
     return [(directory.replace("_", " "), variants) for directory, variants in towers.items()]
 
 

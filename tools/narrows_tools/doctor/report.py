@@ -199,7 +199,7 @@ def open_artifacts(bundle_path: Path | None, index_path: Path | None) -> list[Ar
     if bundle_path:
         try:
             bundle = open_bundle(bundle_path)
-            towers = {tower.directory: tower for tower in bundle.manifest.towers.values()}
+            towers = {tower.directory: tower for tower in bundle.manifest.by_role.values()}
             sizes = [tower.variants[variant].size_bytes for tower in towers.values() if variant in tower.variants]
             holds = f"{bundle.manifest.name}, {bundle.manifest.dim} dimensions, variant {variant}"
             artifacts.append(Artifact("bundle", str(bundle_path), sum(sizes), holds))
