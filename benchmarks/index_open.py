@@ -20,18 +20,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from benchmarks import random_index
 from narrows.bundle import Bundle, open_bundle
-from narrows.index import build, store, unfinished
-from narrows.index.build import BuildRequest
 from narrows.index.opened import OpenIndex, open_index
-from narrows.index.unfinished import BUILD, Appender, Inputs
-from narrows.passages import Passage, Passages, PassageWriter
 from narrows.process import available_cores
-from narrows.tokenizer import TokenizedText
 from narrows_export.steps import NARROWS
 
-BLOCK_ROWS = 16_384
-TEXT = " ".join(f"word{number}" for number in range(90))[:600]
 LOOKUPS = 2000
 
 T = TypeVar("T")
@@ -54,7 +48,8 @@ def main() -> int:
     results = {"passages": float(options.passages), "dim": float(options.dim)}
     is_new = not path.exists()
     if is_new:
-        _make(path, bundle, options.passages, options.dim, results)
+        results |= random_index.make(path, bundle, options.passages, options.dim)
+        results["memory while making it, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     try:
         _measure(path, bundle, options.bundle, results)
     finally:
@@ -65,37 +60,6 @@ def main() -> int:
     if options.out:
         options.out.write_text(json.dumps({"cores": available_cores(), "results": results}, indent=1))
     return 0
-
-
-def _make(path: Path, bundle: Bundle, count: int, dim: int, results: dict[str, float]) -> None:
-    request = BuildRequest(Path("random"), path, "random", "fp32", 1)
-    with store.building(path):
-        directory = path / BUILD
-        directory.mkdir()
-        started_s = time.perf_counter()
-        with PassageWriter(directory) as writer:
-            for number in range(count):
-                writer.append(Passage(f"passage-{number * 7919 % count:08d}", f"Title {number}", TEXT))
-            results["append, s"] = time.perf_counter() - started_s
-            started_s = time.perf_counter()
-        results["id tables, s"] = time.perf_counter() - started_s
-        results["memory while storing, MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        inputs = Inputs("benchmark", bundle.tower("context_encoder").tower_id, "fp32", "", "", skip_bad=False)
-        started_s = time.perf_counter()
-        journal = unfinished.begin(path, inputs, dim, count, {})
-        results["passages synced and hashed, s"] = time.perf_counter() - started_s
-        random = np.random.default_rng(0)
-        text = TokenizedText(np.zeros(128, dtype=np.int64), 0)
-        started_s = time.perf_counter()
-        with Appender(directory, journal, Passages(directory)) as appender:
-            for start in range(0, count, BLOCK_ROWS):
-                rows = min(BLOCK_ROWS, count - start)
-                appender.append(random.standard_normal((rows, dim), dtype=np.float32), [text] * rows)
-        results["vectors written, s"] = time.perf_counter() - started_s
-        started_s = time.perf_counter()
-        manifest = build.describe(bundle, request, appender.journal, directory)
-        results["vectors hashed and described, s"] = time.perf_counter() - started_s
-        unfinished.finish(path, store.publish(path, directory, manifest))
 
 
 def _measure(path: Path, bundle: Bundle, bundle_path: Path, results: dict[str, float]) -> None:

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from narrows.errors import BenchmarkError
 from narrows_tools.bench.pinned import Cores, on_cores
 
@@ -51,6 +49,8 @@ def usage_of(pid: int, cores: Cores) -> Usage:
     Raises:
         BenchmarkError: it is gone.
     """
+    import psutil  # for this alone: a server can be started without
+
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
