@@ -165,9 +165,7 @@ def _ivf(bench: Bench, device: Device, file: VectorFile) -> None:
     if not isinstance(device, CudaDevice):
         bench.skip(f"{what}, cloned to the GPU", "there is none")
         return
-    options = faiss.GpuClonerOptions()
-    options.useFloat16, options.use_cuvs = True, False
-    clone: Any = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.number, index, options)
+    clone: Any = gpu.clone(index, faiss.StandardGpuResources(), device.number, "fp16")
     clone.nprobe = probed
     _batches(bench, file, f"{what}, cloned to the GPU in fp16", None, lambda asked: clone.search(asked, K))
     asked = vectors.queries(max(bench.order.sizes.search_batches), file.dim)
