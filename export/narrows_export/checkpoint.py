@@ -5,8 +5,6 @@ The class is chosen by the prefix of the weights' names, never by AutoModel, whi
 """
 
 import json
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedMode
 
 from narrows.bundle import Pooling, Role
 from narrows.errors import CheckpointError
+from narrows_export import original, pickles
 from narrows_export.source import CheckpointFiles
 
 PREFIXES = {"question_encoder.": "question encoder", "ctx_encoder.": "context encoder", "span_predictor.": "reader"}
@@ -36,7 +35,7 @@ DPR_CLASSES: dict[Role, tuple[str, type[PreTrainedModel]]] = {
 READER = "span_predictor."
 # Published files carry these of BERT, and no tower reads them: the pooler behind CLS, and a buffer of 0..511.
 LOGITS = 3  # of a reader's token
-READER_TOKENS = 256  # question, title and text; what DPR trains and reads with
+DPR_TOKENS = 256  # what DPR trains and encodes with; of a reader, question, title and text
 UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
 
 
@@ -98,7 +97,7 @@ def load(files: CheckpointFiles, role: Role, max_tokens: int | None) -> TorchTow
         CheckpointError: unreadable files, weights of another role or kind, missing or unexpected weights, a
             non-finite weight, or settings that are not supported.
     """
-    tensors = _read_tensors(files.weights)
+    tensors = original.tensors(files.weights, role) if files.weights_file else _read_tensors(files.weights)
     if role == "reader":
         tower = _reader_tower(files, tensors, max_tokens)
     elif files.kind == "sentence-transformers":
@@ -112,19 +111,13 @@ def load(files: CheckpointFiles, role: Role, max_tokens: int | None) -> TorchTow
 
 
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        if file.suffix == ".safetensors":
-            tensors: dict[str, Any] = load_file(file)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # legacy pickles warn of TypedStorage
-                tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's own text advises to load the file all the same
-        raise CheckpointError(
-            f"{file} is damaged, or holds Python objects besides tensors; loading those may run code, so it is refused"
-        ) from None
-    except Exception as error:  # each reader raises its own kinds for damaged files
-        raise CheckpointError(f"{file} cannot be read, so it is probably damaged: {error!r}") from None
+    if file.suffix == ".safetensors":
+        try:
+            tensors: Any = load_file(file)
+        except Exception as error:  # it raises its own kinds for damaged files
+            raise CheckpointError(f"{file} cannot be read, so it is probably damaged: {error!r}") from None
+    else:
+        tensors = pickles.load(file)
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{file} does not hold a plain table of tensors")
     return tensors
@@ -145,7 +138,7 @@ def _dpr_tower(
         normalize=False,
         projection_dim=config.projection_dim,
         dim=config.projection_dim or config.hidden_size,
-        max_tokens=_max_tokens(256 if max_tokens is None else max_tokens, config, files),
+        max_tokens=_max_tokens(_wanted_tokens(max_tokens, files), config, files),
         tensors=_canonical(model),
     )
 
@@ -171,7 +164,7 @@ def _reader_tower(files: CheckpointFiles, tensors: dict[str, torch.Tensor], max_
         normalize=False,
         projection_dim=0,
         dim=LOGITS,
-        max_tokens=_max_tokens(READER_TOKENS if max_tokens is None else max_tokens, config, files),
+        max_tokens=_max_tokens(_wanted_tokens(max_tokens, files), config, files),
         tensors=_canonical(model),
     )
 
@@ -277,6 +270,10 @@ def _canonical(model: PreTrainedModel) -> dict[str, torch.Tensor]:
             name = name.removeprefix(prefix)
         canonical[name] = tensor
     return canonical
+
+
+def _wanted_tokens(asked: int | None, files: CheckpointFiles) -> int:
+    return asked if asked is not None else files.sequence_length or DPR_TOKENS
 
 
 def _max_tokens(wanted: int, config: PretrainedConfig, files: CheckpointFiles) -> int:

@@ -23,7 +23,7 @@ from narrows.encoder import Encoder
 from narrows.errors import ExportError, UnpairedTowersError
 from narrows.process import available_cores
 from narrows.tokenizer import TowerTokenizer, build_tokenizer
-from narrows_export import checkpoint, checks, graph, recipes, source, vocabulary
+from narrows_export import checkpoint, checks, graph, original, recipes, source, vocabulary
 from narrows_export.recipes import Making
 from narrows_export.source import CheckpointFiles
 from narrows_export.tower_id import tower_id
@@ -46,6 +46,7 @@ class ExportRequest:
     allow_unpaired: bool = False
     variants: tuple[str, ...] = ()  # of the encoders, besides fp32, which is always made
     reader: str | None = None
+    tokenizer: str | None = None  # of DPR's own files; None: the one that each says it began with
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +96,13 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
     roles: dict[Role, str] = {"question_encoder": request.question_encoder, "context_encoder": request.context_encoder}
     for role, src in roles.items():
         step(f"finding {src}")
-        files[role] = source.resolve(src, request.revision)
+        files[role] = _resolve(src, request)
     kinds = {found.kind for found in files.values()}
     if len(kinds) > 1:
         raise ExportError(f"the towers are of different kinds ({' and '.join(sorted(kinds))}); give two of one kind")
     if request.reader:
         step(f"finding {request.reader}")
-        files["reader"] = source.resolve(request.reader, request.revision)
+        files["reader"] = _resolve(request.reader, request)
     with durable.new_directory(request.out) as directory:
         exported = _export_towers(files, directory, request, step)
         question, context = exported["question_encoder"], exported["context_encoder"]
@@ -124,6 +125,14 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
         write_manifest(directory, manifest)
     reports = {tower.manifest.directory: tower.report for tower in exported.values()}
     return ExportReport(os.fspath(request.out), REFERENCE_VARIANT, tuple(reports.values()), pair)
+
+
+def _resolve(src: str, request: ExportRequest) -> CheckpointFiles:
+    """Finds a checkpoint: a file of DPR's own, a directory, or a hub id."""
+    file = Path(src).expanduser()
+    if file.is_file():
+        return original.resolve(file, request.tokenizer, request.revision)
+    return source.resolve(src, request.revision)
 
 
 def _export_towers(

@@ -14,9 +14,10 @@ Kind = Literal["dpr", "sentence-transformers"]
 
 # In the order of preference; everything else in a repository (TensorFlow twins, Flax, ONNX) is left alone.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+CONFIG = "config.json"
 MODULES = "modules.json"  # only a sentence-transformers directory has it
 CONFIG_FILES = (
-    "config.json",
+    CONFIG,
     "config_sentence_transformers.json",
     MODULES,
     "sentence_bert_config.json",
@@ -29,13 +30,19 @@ CONFIG_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """A checkpoint on disk."""
+    """A checkpoint on disk.
+
+    The last three are of DPR's own files (narrows_export.original); their directory is that of their tokenizer.
+    """
 
     directory: Path
     name: str  # as given: a hub id, or the last parts of the directory
     revision: str  # hub commit; empty for a directory
     license: str  # from the model card, when it says
     language: str
+    weights_file: Path | None = None
+    projection_dim: int = 0
+    sequence_length: int | None = None
 
     def json(self, name: str) -> dict[str, Any]:
         """Reads one of the JSON files; {} when it is absent.
@@ -52,15 +59,19 @@ class CheckpointFiles:
             raise CheckpointError(f"{file} is not JSON: {error}") from None
         if not isinstance(content, dict):
             raise CheckpointError(f"{file} must hold a JSON object")
+        if self.weights_file and name == CONFIG:
+            content |= {"projection_dim": self.projection_dim}
         return content
 
     @property
     def weights(self) -> Path:
-        """The file of weights: safetensors before .bin.
+        """The file of weights: DPR's own, or of a directory safetensors before .bin.
 
         Raises:
             CheckpointError: there is none.
         """
+        if self.weights_file:
+            return self.weights_file
         for name in WEIGHT_FILES:
             if (self.directory / name).is_file():
                 return self.directory / name
@@ -69,11 +80,18 @@ class CheckpointFiles:
     @property
     def kind(self) -> Kind:
         """Told by modules.json."""
+        if self.weights_file:
+            return "dpr"
         return "sentence-transformers" if (self.directory / MODULES).is_file() else "dpr"
 
 
-def resolve(source: str, revision: str | None = None) -> CheckpointFiles:
+def resolve(source: str, revision: str | None = None, *, with_weights: bool = True) -> CheckpointFiles:
     """Finds a checkpoint: a directory if one of that name exists, else a hub id, of which only the needed files load.
+
+    Args:
+        source: the directory, or the hub id.
+        revision: of the hub repository.
+        with_weights: or only the files that describe model and tokenizer.
 
     Raises:
         CheckpointError: neither a directory nor a reachable hub repository, or no config.json in it.
@@ -86,8 +104,8 @@ def resolve(source: str, revision: str | None = None) -> CheckpointFiles:
     elif directory.exists():
         raise CheckpointError(f"{source} is a file; give the checkpoint's directory or a hub id")
     else:
-        files = _from_hub(source, revision)
-    if not (files.directory / "config.json").is_file():
+        files = _from_hub(source, revision, with_weights)
+    if not (files.directory / CONFIG).is_file():
         raise CheckpointError(f"{source} has no config.json, so it is not a Hugging Face checkpoint")
     return files
 
@@ -97,14 +115,18 @@ def _from_directory(directory: Path) -> CheckpointFiles:
     return CheckpointFiles(directory, "/".join(part for part in parts if part != "/"), "", "", "")
 
 
-def _from_hub(repository: str, revision: str | None) -> CheckpointFiles:
+def _from_hub(repository: str, revision: str | None, with_weights: bool) -> CheckpointFiles:
     try:
         info = HfApi().model_info(repository, revision=revision)
         present = {sibling.rfilename for sibling in info.siblings or ()}
         weights = next((name for name in WEIGHT_FILES if name in present), None)
-        if weights is None:
+        wanted = [name for name in CONFIG_FILES if name in present]
+        if with_weights and weights is None:
             raise CheckpointError(f"hub repository {repository} holds no weights: expected {' or '.join(WEIGHT_FILES)}")
-        wanted = [name for name in CONFIG_FILES if name in present] + [weights]
+        if with_weights and weights:
+            wanted.append(weights)
+        if not wanted:
+            raise CheckpointError(f"hub repository {repository} has none of {', '.join(CONFIG_FILES)}")
         if MODULES in present:
             wanted += sorted(name for name in present if name.endswith("_Pooling/config.json"))
         paths = {name: Path(hf_hub_download(repository, name, revision=info.sha)) for name in wanted}
@@ -121,7 +143,7 @@ def _from_hub(repository: str, revision: str | None) -> CheckpointFiles:
     card = info.card_data
     language = getattr(card, "language", None) or ""
     return CheckpointFiles(
-        directory=paths[weights].parent,
+        directory=paths[wanted[0]].parent,
         name=repository,
         revision=info.sha or "",
         license=str(getattr(card, "license", None) or ""),

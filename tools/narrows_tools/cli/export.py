@@ -27,6 +27,8 @@ def add(commands: "Commands") -> None:
   narrows export --question-encoder facebook/dpr-question_encoder-single-nq-base \\
                  --context-encoder facebook/dpr-ctx_encoder-single-nq-base --out nq.bundle
   narrows export --question-encoder ./my-question-tower --context-encoder ./my-context-tower --out my.bundle
+  narrows export --question-encoder bert-base-encoder.cp --context-encoder bert-base-encoder.cp \\
+                 --tokenizer bert-base-uncased --out nq.bundle
   narrows export --question-encoder ./all-MiniLM-L6-v2 --context-encoder ./all-MiniLM-L6-v2 --out minilm.bundle \\
                  --int8 auto --gate-questions questions.jsonl --gate-passages passages.tsv
 
@@ -35,19 +37,26 @@ The gate judges every pair of variants by what it finds (see narrows bundle gate
 DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
     )
     command.add_argument(
-        "--question-encoder", required=True, metavar="SRC", help="directory or hub id of the question encoder"
+        "--question-encoder",
+        required=True,
+        metavar="SRC",
+        help="directory, hub id, or .cp file of the question encoder",
     )
     command.add_argument(
         "--context-encoder",
         required=True,
         metavar="SRC",
-        help="directory or hub id of the context encoder; a sentence-transformers model may be both",
+        help="the same of the context encoder; a sentence-transformers model, or a .cp file, may be both",
     )
-    command.add_argument(
-        "--reader", metavar="SRC", help="directory or hub id of a reader, to go into the bundle as well (fp32)"
-    )
+    command.add_argument("--reader", metavar="SRC", help="the same of a reader, to go into the bundle as well (fp32)")
     command.add_argument(
         "--out", required=True, type=Path, metavar="BUNDLE", help="directory to write; must not exist yet"
+    )
+    command.add_argument(
+        "--tokenizer",
+        metavar="SRC",
+        help="for DPR's own .cp files: directory or hub id of the tokenizer and BERT configuration that they were "
+        "trained with (default: the one that the checkpoint names)",
     )
     command.add_argument("--name", help="the bundle's name in replies (default: the name of --out without suffix)")
     command.add_argument("--revision", metavar="R", help="hub revision (branch, tag or commit) of both checkpoints")
@@ -98,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
         allow_unpaired=options.allow_unpaired,
         variants=tuple(name for name in other_variants(options.variants) if name != "int8"),
         reader=options.reader,
+        tokenizer=options.tokenizer,
     )
     int8 = options.int8 or ("default" if "int8" in other_variants(options.variants) else None)
     # Files are read first, so that a bad one is found before minutes of export.

@@ -1,0 +1,139 @@
+"""DPR's own checkpoint files (`.cp`): one file of torch.save for both encoders, or for a reader.
+
+It holds a dictionary: `model_dict`, the weights; `encoder_params`, what they were trained with; and the optimizer's
+state, which nobody needs. Vocabulary and BERT configuration are not in it, only the name of the model that it began
+with, so they come from elsewhere. Weights get the names that Hugging Face's classes have for the same ones
+(transformers, convert_dpr_original_checkpoint_to_pytorch.py), and everything after that is as for their checkpoints.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from narrows.bundle import Role
+from narrows.errors import CheckpointError
+from narrows_export import pickles, source
+from narrows_export.source import CheckpointFiles
+
+QUESTION, CONTEXT, READER = "question_model.", "ctx_model.", "encoder."
+# Prefix in the file -> prefix of Hugging Face's names; the longer ones come first.
+NAMES: dict[Role, dict[str, str]] = {
+    "question_encoder": {
+        f"{QUESTION}encode_proj.": "question_encoder.encode_proj.",
+        QUESTION: "question_encoder.bert_model.",
+    },
+    "context_encoder": {f"{CONTEXT}encode_proj.": "ctx_encoder.encode_proj.", CONTEXT: "ctx_encoder.bert_model."},
+    "reader": {
+        READER: "span_predictor.encoder.bert_model.",
+        "qa_outputs.": "span_predictor.qa_outputs.",
+        "qa_classifier.": "span_predictor.qa_classifier.",
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """What of a file counts."""
+
+    tensors: Mapping[str, torch.Tensor]
+    params: Mapping[str, Any]
+
+    @property
+    def holds(self) -> str:
+        """What it is, for people."""
+        if any(name.startswith("qa_classifier.") for name in self.tensors):
+            return "a reader"
+        towers = [what for prefix, what in ((QUESTION, "question"), (CONTEXT, "context")) if self._has(prefix)]
+        return f"{' and '.join(towers)} encoder" if towers else f"none of {QUESTION}*, {CONTEXT}*, {READER}* and qa_*"
+
+    def _has(self, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in self.tensors)
+
+
+def read(file: Path) -> Original:
+    """Reads a file.
+
+    Raises:
+        CheckpointError: it is damaged, holds code, or is something else.
+    """
+    found = pickles.load(file)
+    tensors = found.get("model_dict") if isinstance(found, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise CheckpointError(
+            f"{file} is no checkpoint of DPR's own: it lacks a model_dict of tensors. A Hugging Face checkpoint is "
+            "given as its directory"
+        )
+    params = found.get("encoder_params")
+    return Original(tensors, params if isinstance(params, dict) else {})
+
+
+def tensors(file: Path, role: Role) -> dict[str, torch.Tensor]:
+    """The weights of one role, by Hugging Face's names.
+
+    Raises:
+        CheckpointError: as `read`; or the file holds none of that role.
+    """
+    original = read(file)
+    wanted = {"question_encoder": "question", "context_encoder": "context", "reader": "a reader"}[role]
+    if wanted not in original.holds:
+        raise CheckpointError(f"{file} was given as the {role.replace('_', ' ')}, but it holds {original.holds}")
+    renamed = {}
+    for name, tensor in original.tensors.items():
+        prefix = next((prefix for prefix in NAMES[role] if name.startswith(prefix)), None)
+        if prefix is not None:
+            renamed[NAMES[role][prefix] + name.removeprefix(prefix)] = tensor
+        elif role == "reader":
+            renamed[name] = tensor  # which is refused, by name
+    return renamed
+
+
+def resolve(file: Path, tokenizer: str | None, revision: str | None) -> CheckpointFiles:
+    """A file, with the tokenizer and the BERT configuration of a directory or a hub repository.
+
+    Args:
+        file: the checkpoint.
+        tokenizer: where they are; None: what the checkpoint says that it began with.
+        revision: of that hub repository.
+
+    Raises:
+        CheckpointError: as `read`; or there are no such files, or they contradict the checkpoint.
+    """
+    original = read(file)
+    params = original.params
+    src = tokenizer or params.get("pretrained_model_cfg")
+    if not src:
+        raise CheckpointError(
+            f"{file} does not say which BERT it began with: give --tokenizer, a directory or a hub id"
+        )
+    try:
+        beside = source.resolve(str(src), revision, with_weights=False)
+    except CheckpointError as error:
+        hint = "" if tokenizer else f"; {file} began with it: give its files' directory as --tokenizer"
+        raise CheckpointError(f"{error}{hint}") from None
+    lowercase = params.get("do_lower_case")
+    theirs = beside.json("tokenizer_config.json").get("do_lower_case")
+    if isinstance(lowercase, bool) and isinstance(theirs, bool) and lowercase != theirs:
+        raise CheckpointError(
+            f"{file} was trained with do_lower_case={lowercase}, and the tokenizer of {beside.name} has {theirs}: they "
+            "do not belong together"
+        )
+    length = params.get("sequence_length")
+    return CheckpointFiles(
+        directory=beside.directory,
+        name=file.name,
+        revision="",
+        license="",
+        language=beside.language,
+        weights_file=file,
+        projection_dim=_projection_dim(original),
+        sequence_length=length if isinstance(length, int) else None,
+    )
+
+
+def _projection_dim(original: Original) -> int:
+    """Rows of the projection, which the weights tell best; 0 without one."""
+    found = [tensor.shape[0] for name, tensor in original.tensors.items() if name.endswith("encode_proj.weight")]
+    return found[0] if found else 0

@@ -1,0 +1,262 @@
+"""DPR's own `.cp` files: the same bundles as from the same weights in Hugging Face's form."""
+
+import os
+import pickle
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import Pair, write_dpr
+from local_hub import Hub, Repository, hub_environment, running_hub
+from safetensors.torch import load_file
+from server_process import NARROWS
+
+from narrows.bundle import Bundle, open_bundle
+from narrows.errors import CheckpointError, ExportError
+from narrows.reader import Reader
+from narrows.spans import RULES
+from narrows.towers import load_towers
+from narrows_export import corpus
+from narrows_export.export import ExportRequest, export_bundle
+from narrows_tools.cli.main import main
+
+FORMATS = {"zip": True, "legacy": False}
+NAMES = (
+    ("question_encoder.bert_model.", "question_model."),
+    ("question_encoder.encode_proj.", "question_model.encode_proj."),
+    ("ctx_encoder.bert_model.", "ctx_model."),
+    ("ctx_encoder.encode_proj.", "ctx_model.encode_proj."),
+    ("span_predictor.encoder.bert_model.", "encoder."),
+    ("span_predictor.qa_outputs.", "qa_outputs."),
+    ("span_predictor.qa_classifier.", "qa_classifier."),
+)
+
+
+def original_names(*checkpoints: Path) -> dict[str, torch.Tensor]:
+    """The weights of Hugging Face checkpoints by DPR's own names, with those that DPR's files carry in vain."""
+    tensors: dict[str, torch.Tensor] = {}
+    for directory in checkpoints:
+        for name, tensor in load_file(directory / "model.safetensors").items():
+            theirs, ours = next(pair for pair in NAMES if name.startswith(pair[0]))
+            tensors[ours + name.removeprefix(theirs)] = tensor
+    for prefix in {name.split("embeddings.")[0] for name in tensors if "embeddings." in name}:
+        tensors[f"{prefix}pooler.dense.weight"] = torch.ones(4, 4)
+        tensors[f"{prefix}embeddings.position_ids"] = torch.arange(512)[None]
+    return tensors
+
+
+def write_cp(file: Path, tensors: dict[str, torch.Tensor], *, zipped: bool = True, **params: object) -> Path:
+    state = {
+        "model_dict": tensors,
+        "optimizer_dict": {"state": {0: {"step": 7, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-5}]},
+        "scheduler_dict": {"last_epoch": 3},
+        "offset": 11,
+        "epoch": 25,
+        "encoder_params": {"do_lower_case": True, "encoder_model_type": "hf_bert", "projection_dim": 0, **params},
+    }
+    torch.save(state, file, _use_new_zipfile_serialization=zipped)
+    return file
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenizer and BERT configuration without weights, as of the model that DPR begins with."""
+    directory = tmp_path_factory.mktemp("began-with") / "bert"
+    shutil.copytree(small_pair.question, directory)
+    (directory / "model.safetensors").unlink()
+    return directory
+
+
+def export(out: Path, question: Path, context: Path, **options: Any) -> Bundle:
+    export_bundle(
+        ExportRequest(str(question), str(context), out, "x", allow_unpaired=True, **options), lambda what: None
+    )
+    return open_bundle(out)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_both_encoders_of_one_file_are_those_of_hugging_faces_form(
+    tmp_path: Path, small_pair: Pair, small_bundle: Bundle, tokenizer: Path, kind: str
+) -> None:
+    tensors = original_names(small_pair.question, small_pair.context)
+    file = write_cp(tmp_path / "dpr_biencoder.25.cp", tensors, zipped=FORMATS[kind])
+    bundle = export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
+    assert bundle.tower_ids == small_bundle.tower_ids
+    source = bundle.tower("question_encoder").source
+    assert (source.name, source.kind, source.weights_file) == ("dpr_biencoder.25.cp", "dpr", "dpr_biencoder.25.cp")
+
+    questions = [question.question for question in corpus.questions("en")[:10]]
+    for role in ("question_encoder", "context_encoder"):
+        ours, theirs = (load_towers(each, "fp32", 1, [role])[role] for each in (bundle, small_bundle))
+        for text in ours.tokenizer.questions(questions):
+            difference = ours.encoder.encode([text.ids]) - theirs.encoder.encode([text.ids])
+            assert np.abs(difference).max() <= 1e-5
+
+
+def test_a_projection_comes_along(tmp_path: Path, vocabulary: list[str]) -> None:
+    pair = [
+        write_dpr(tmp_path / role, role, vocabulary, seed=seed, projection_dim=24)  # type: ignore[arg-type]
+        for seed, role in enumerate(("question_encoder", "context_encoder"))
+    ]
+    file = write_cp(tmp_path / "projected.cp", original_names(*pair), projection_dim=24)
+    ours = export(tmp_path / "ours", file, file, tokenizer=str(pair[0]))
+    theirs = export(tmp_path / "theirs", *pair)
+    assert ours.tower_ids == theirs.tower_ids
+    assert ours.manifest.dim == ours.tower("context_encoder").projection_dim == 24
+
+
+def test_a_reader(tmp_path: Path, small_pair: Pair, reader_checkpoint: Path, reading_bundle: Bundle) -> None:
+    file = write_cp(tmp_path / "reader.cp", original_names(reader_checkpoint))
+    options = {"reader": str(file), "tokenizer": str(reader_checkpoint)}
+    bundle = export(tmp_path / "b", small_pair.question, small_pair.context, **options)
+    assert bundle.tower("reader").tower_id == reading_bundle.tower("reader").tower_id
+    passages = [(passage.title, passage.text) for passage in corpus.passages("en")[:8]]
+    readers = (Reader(each, "fp32", 1) for each in (bundle, reading_bundle))
+    ours, theirs = (reader.read("who?", passages, RULES["dpr"], 8) for reader in readers)
+    assert ours == theirs
+
+
+def test_the_length_that_it_was_trained_with_counts_unless_another_is_asked_for(
+    tmp_path: Path, small_pair: Pair, tokenizer: Path
+) -> None:
+    tensors = original_names(small_pair.question, small_pair.context)
+    file = write_cp(tmp_path / "long.cp", tensors, sequence_length=320)
+    assert export(tmp_path / "a", file, file, tokenizer=str(tokenizer)).tower("context_encoder").max_tokens == 320
+    asked = export(tmp_path / "b", file, file, tokenizer=str(tokenizer), max_tokens=128)
+    assert asked.tower("context_encoder").max_tokens == 128
+
+
+def export_beside_a_hub(hub: Hub, home: Path, file: Path) -> "subprocess.CompletedProcess[str]":
+    """In a process of its own: huggingface_hub reads its environment when it is imported."""
+    command = [*NARROWS, "export", "--question-encoder", str(file), "--context-encoder", str(file)]
+    command += ["--out", str(home / "b"), "--allow-unpaired"]
+    environment = hub_environment(hub.endpoint, home)
+    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_the_tokenizer_is_that_of_the_model_it_began_with(
+    tmp_path: Path, small_pair: Pair, small_bundle: Bundle, tokenizer: Path
+) -> None:
+    tensors = original_names(small_pair.question, small_pair.context)
+    with running_hub() as hub:
+        hub.repositories["someone/bert-tiny-uncased"] = Repository.of(tokenizer)
+        file = write_cp(tmp_path / "x.cp", tensors, pretrained_model_cfg="someone/bert-tiny-uncased")
+        done = export_beside_a_hub(hub, tmp_path, file)
+        assert done.returncode == 0, done.stderr
+        assert hub.downloaded("someone/bert-tiny-uncased") == {"config.json", "tokenizer_config.json", "vocab.txt"}
+    assert open_bundle(tmp_path / "b").tower_ids == small_bundle.tower_ids
+
+
+def test_a_model_that_no_hub_has(tmp_path: Path, small_pair: Pair) -> None:
+    tensors = original_names(small_pair.question, small_pair.context)
+    file = write_cp(tmp_path / "x.cp", tensors, pretrained_model_cfg="someone/nowhere")
+    with running_hub() as hub:
+        done = export_beside_a_hub(hub, tmp_path, file)
+    assert done.returncode == 1
+    assert "x.cp began with it: give its files' directory as --tokenizer" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command(tmp_path: Path, small_pair: Pair, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_cp(tmp_path / "x.cp", original_names(small_pair.question, small_pair.context))
+    out = tmp_path / "x.bundle"
+    arguments = ["--question-encoder", str(file), "--context-encoder", str(file), "--tokenizer", str(tokenizer)]
+    assert main(["export", *arguments, "--out", str(out), "--allow-unpaired"]) == 0
+    assert f"wrote {out} (fp32)" in capsys.readouterr().out
+    assert open_bundle(out).manifest.dim == 64
+
+
+# --- what is refused
+
+
+class Harmful:
+    """Would make a directory where it is loaded."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.mkdir, (str(self.directory),)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_code_in_a_file_is_not_run(tmp_path: Path, tokenizer: Path, kind: str) -> None:
+    harm = tmp_path / "harm"
+    file = tmp_path / "x.cp"
+    torch.save({"model_dict": {}, "x": Harmful(harm)}, file, _use_new_zipfile_serialization=FORMATS[kind])
+    with pytest.raises(CheckpointError, match="holds Python objects besides tensors"):
+        export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
+    assert not harm.exists()
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "noise"])
+def test_a_damaged_file(tmp_path: Path, small_pair: Pair, tokenizer: Path, damage: str) -> None:
+    file = write_cp(tmp_path / "x.cp", original_names(small_pair.question))
+    data = file.read_bytes()
+    file.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "noise": b"noise" * 1000}[damage])
+    with pytest.raises(CheckpointError, match=r"x\.cp (is damaged|cannot be read)"):
+        export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
+
+
+@pytest.mark.parametrize("content", [{"weights": torch.ones(1)}, [torch.ones(1)], {"model_dict": {"a": 1}}])
+def test_a_file_of_something_else(tmp_path: Path, tokenizer: Path, content: object) -> None:
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(content, file)
+    with pytest.raises(
+        CheckpointError, match=r"is no checkpoint of DPR's own: .* Hugging Face checkpoint is given as its"
+    ):
+        export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
+
+
+def test_the_wrong_kind_of_file_is_named(
+    tmp_path: Path, small_pair: Pair, reader_checkpoint: Path, tokenizer: Path
+) -> None:
+    reader = write_cp(tmp_path / "reader.cp", original_names(reader_checkpoint))
+    question = write_cp(tmp_path / "question.cp", original_names(small_pair.question))
+    with pytest.raises(CheckpointError, match=r"reader\.cp was given as the question encoder, but it holds a reader"):
+        export(tmp_path / "b", reader, reader, tokenizer=str(tokenizer))
+    with pytest.raises(CheckpointError, match="given as the context encoder, but it holds question encoder"):
+        export(tmp_path / "b", question, question, tokenizer=str(tokenizer))
+    pair = (small_pair.question, small_pair.context)
+    with pytest.raises(CheckpointError, match="given as the reader, but it holds question encoder"):
+        export(tmp_path / "b", *pair, reader=str(question), tokenizer=str(tokenizer))
+
+
+def test_a_weight_that_is_missing_is_named(tmp_path: Path, small_pair: Pair, tokenizer: Path) -> None:
+    tensors = original_names(small_pair.question, small_pair.context)
+    del tensors["ctx_model.encoder.layer.1.output.dense.bias"]
+    file = write_cp(tmp_path / "x.cp", tensors)
+    with pytest.raises(CheckpointError, match=r"missing weights .*encoder\.layer\.1\.output\.dense\.bias"):
+        export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
+
+
+def test_another_vocabulary_than_the_weights(tmp_path: Path, small_pair: Pair, vocabulary: list[str]) -> None:
+    other = write_dpr(tmp_path / "other", "question_encoder", vocabulary[:1500], seed=1)
+    file = write_cp(tmp_path / "x.cp", original_names(small_pair.question, small_pair.context))
+    with pytest.raises((CheckpointError, ExportError), match=r"word_embeddings\.weight has shape \(2000, 64\)"):
+        export(tmp_path / "b", file, file, tokenizer=str(other))
+
+
+def test_another_case_than_the_tokenizers(tmp_path: Path, small_pair: Pair, tokenizer: Path) -> None:
+    file = write_cp(tmp_path / "x.cp", original_names(small_pair.question, small_pair.context), do_lower_case=False)
+    with pytest.raises(CheckpointError, match=r"trained with do_lower_case=False, and the tokenizer of .* has True"):
+        export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
+
+
+def test_a_file_that_does_not_say_what_it_began_with(tmp_path: Path, small_pair: Pair) -> None:
+    file = write_cp(tmp_path / "x.cp", original_names(small_pair.question, small_pair.context))
+    with pytest.raises(CheckpointError, match="does not say which BERT it began with: give --tokenizer"):
+        export(tmp_path / "b", file, file)
+
+
+def test_a_pickle_that_is_no_file_of_torch(tmp_path: Path, tokenizer: Path) -> None:
+    file = tmp_path / "x.cp"
+    file.write_bytes(pickle.dumps({"model_dict": {}}))
+    with pytest.raises(CheckpointError, match=r"x\.cp"):
+        export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
