@@ -94,6 +94,7 @@ class Engine:
         self._deliver = deliver
         self._clock = clock
         self._guard = guard
+        self.lanes: tuple[Lane, ...] = tuple(lane.name for lane in lanes)
         self._lock = threading.Lock()
         self._closing = False
         self._encoding = Scheduler[_Progress](lanes, encode.costs, search.costs.ms(1, 1) if search else 0.0)

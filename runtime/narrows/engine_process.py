@@ -26,7 +26,6 @@ from narrows.work import Lane, Outcome, Work
 
 log = logging.getLogger(__name__)
 
-LANES: tuple[Lane, ...] = ("questions", "readings", "passages")  # which clients ask in
 CONNECTION_SHIFT = 40  # request ids of one front lie below; the connection's number is above
 POISONOUS = "the engine has died twice while it worked on this; it is refused for some minutes"
 RECEIVE_BYTES = 1 << 18
@@ -87,7 +86,7 @@ class Fronts:
         mine: dict[int, list[Outcome]] = {}
         for outcome in outcomes:
             mine.setdefault(outcome.request_id >> CONNECTION_SHIFT, []).append(outcome)
-        begins_s = {lane: self._engine.begins_s(lane) for lane in LANES} if self._engine else {}
+        begins_s = self._begins_s(self._engine) if self._engine else {}
         for number, some in mine.items():
             connection = self._connections.get(number)
             if connection is None:
@@ -97,6 +96,9 @@ class Fronts:
                 with self._lock:
                     self._blocked.append(connection)
                 os.eventfd_write(self._wake, 1)
+
+    def _begins_s(self, engine: Engine) -> dict[Lane, float]:
+        return {lane: engine.begins_s(lane) for lane in engine.lanes if lane != "canary"}  # which clients ask in
 
     def attach(self, front: socket.socket) -> None:
         """Takes a new connection."""

@@ -78,7 +78,7 @@ class ServerSettings:
     max_queued_questions: int = _setting(2048, "questions that may wait; at least max_items", (1, 10_000_000))
     max_queued_passages: int = _setting(512, "passages that may wait; at least max_items", (1, 10_000_000))
     max_queued_readings: int = _setting(
-        512, "passages to read for answers that may wait; at least max_items", (1, 10_000_000)
+        2048, "passages to read for answers that may wait; at least max_items", (1, 10_000_000)
     )
     readings_min_share: float = _setting(0.2, "the reader's share of the encoder while questions wait", (0.0, 0.9))
     passages_min_share: float = _setting(0.1, "passages' share of the encoder while questions wait", (0.0, 0.9))
