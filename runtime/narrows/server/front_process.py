@@ -48,7 +48,7 @@ class Backends:
         corpus = self._corpus(attach.served.index_id)
         settings = self._app.settings
         # All that may wait in the engine, and twice as much for what runs and what has been cancelled.
-        most = 2 * (settings.max_queued_questions + settings.max_queued_passages)
+        most = 2 * (settings.max_queued_questions + settings.max_queued_readings + settings.max_queued_passages)
         link = EngineLink(self._dispatcher.resolve, attach.restart_ms, self._lost, most)
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=socket.socket(fileno=descriptor))
         self._current = Backend(link, attach.served, corpus)
