@@ -1,6 +1,7 @@
 """Exact search: the right scores in the right order, the same whoever else is asking."""
 
 import math
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -310,3 +311,18 @@ def test_another_kind_of_index(tmp_path: Path, factory: str) -> None:
     faiss.write_index(index, str(tmp_path / "index.faiss"))
     with pytest.raises(IndexFileError, match="is not a flat inner-product index of 300 vectors"):
         FlatIndex(tmp_path / "index.faiss", np.arange(300, dtype=np.uint32), 1.0, 1)
+
+
+def test_a_search_copies_its_candidates_alone(tmp_path: Path) -> None:
+    """The vectors are not aligned in the mapped file, so that some of NumPy's functions would copy all of them."""
+    random = np.random.default_rng(17)
+    case = make(tmp_path, random.standard_normal((40_000, 64)))
+    index, query = case.open(), random.standard_normal((1, 64)).astype(np.float32)
+    index.search(query, 10)
+    tracemalloc.start()
+    try:
+        index.search(query, 10)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < case.vectors.nbytes / 10
