@@ -16,6 +16,7 @@ from benchmarks.gpu_parts.rows import QUICK, Floors, Order, Row
 from benchmarks.gpu_parts.weights import Size
 from narrows.bundle import open_bundle
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SIZE = Size(hidden=64, layers=2, heads=1, vocabulary=2000, positions=256)
 SECTIONS = ["environment", "floors", "correctness", "encoder", "search", "end_to_end"]
