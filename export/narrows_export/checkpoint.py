@@ -117,8 +117,8 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
         except Exception as error:  # it raises its own kinds for damaged files
             raise CheckpointError(f"{file} cannot be read, so it is probably damaged: {error!r}") from None
     else:
-        tensors = pickles.load(file)
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        tensors = pickles.read(file)
+    if not pickles.is_table(tensors):
         raise CheckpointError(f"{file} does not hold a plain table of tensors")
     return tensors
 

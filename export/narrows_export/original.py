@@ -1,15 +1,16 @@
 """DPR's own checkpoint files (`.cp`): one file of torch.save for both encoders, or for a reader.
 
-It holds a dictionary: `model_dict`, the weights; `encoder_params`, what they were trained with; and the optimizer's
-state, which nobody needs. Vocabulary and BERT configuration are not in it, only the name of the model that it began
-with, so they come from elsewhere. Weights get the names that Hugging Face's classes have for the same ones
-(transformers, convert_dpr_original_checkpoint_to_pytorch.py), and everything after that is as for their checkpoints.
+It holds a dictionary: `model_dict`, the weights; `encoder_params`, what they were trained with, since 2021 as objects
+of OmegaConf, which are read as data; and the optimizer's state, which nobody needs. Vocabulary and BERT configuration
+are not in it, only the name of the model that it began with, so they come from elsewhere. Weights get the names that
+Hugging Face's classes have for the same ones (transformers, convert_dpr_original_checkpoint_to_pytorch.py), and
+everything after that is as for their checkpoints.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,6 +19,7 @@ from narrows.errors import CheckpointError
 from narrows_export import pickles, source
 from narrows_export.source import CheckpointFiles
 
+ENCODER = "hf_bert"  # the one kind of encoder that Hugging Face's BERT can stand for
 QUESTION, CONTEXT, READER = "question_model.", "ctx_model.", "encoder."
 # Prefix in the file -> prefix of Hugging Face's names; the longer ones come first.
 NAMES: dict[Role, dict[str, str]] = {
@@ -32,6 +34,46 @@ NAMES: dict[Role, dict[str, str]] = {
         "qa_classifier.": "span_predictor.qa_classifier.",
     },
 }
+
+
+class CheckpointState(NamedTuple):
+    """Stands in for DPR's tuple of this name, should a file hold that and not the dictionary of its fields."""
+
+    model_dict: object
+    optimizer_dict: object
+    scheduler_dict: object
+    offset: object
+    epoch: object
+    encoder_params: object
+
+
+class Inert:
+    """Stands in for an object of OmegaConf: keeps its state and does nothing.
+
+    A container has its items in _content, an item its value in _val.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+
+OMEGACONF = (
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.nodes.AnyNode",
+    # Types that its metadata name
+    "builtins.dict",
+    "builtins.int",
+    "builtins.list",
+    "collections.defaultdict",
+    "typing.Any",
+)
+STAND_INS: list[pickles.StandIn] = [
+    (CheckpointState, "dpr.utils.model_utils.CheckpointState"),
+    *((Inert, name) for name in OMEGACONF),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +101,34 @@ def read(file: Path) -> Original:
     Raises:
         CheckpointError: it is damaged, holds code, or is something else.
     """
-    found = pickles.load(file)
+    found = pickles.read(file, STAND_INS)
+    if isinstance(found, CheckpointState):
+        found = found._asdict()
     tensors = found.get("model_dict") if isinstance(found, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+    if not isinstance(found, dict) or not pickles.is_table(tensors):
         raise CheckpointError(
             f"{file} is no checkpoint of DPR's own: it lacks a model_dict of tensors. A Hugging Face checkpoint is "
             "given as its directory"
         )
-    params = found.get("encoder_params")
-    return Original(tensors, params if isinstance(params, dict) else {})
+    params = _params(found.get("encoder_params"))
+    encoder = params.get("encoder_model_type", ENCODER)
+    if encoder != ENCODER:
+        raise CheckpointError(f"{file} was trained with the encoder {encoder}; only {ENCODER} is supported")
+    return Original(tensors, params)
+
+
+def _params(saved: object) -> dict[str, object]:
+    """encoder_params as one flat table; since 2021 most of it is one level down, under `encoder`."""
+    params = _unwrapped(saved)
+    if not isinstance(params, dict):
+        return {}
+    nested = _unwrapped(params.get("encoder"))
+    both = {**params, **nested} if isinstance(nested, dict) else params
+    return {name: _unwrapped(value) for name, value in both.items()}
+
+
+def _unwrapped(value: object) -> object:
+    return vars(value).get("_content", vars(value).get("_val")) if isinstance(value, Inert) else value
 
 
 def tensors(file: Path, role: Role) -> dict[str, torch.Tensor]:
@@ -130,6 +191,7 @@ def resolve(file: Path, tokenizer: str | None, revision: str | None) -> Checkpoi
         weights_file=file,
         projection_dim=_projection_dim(original),
         sequence_length=length if isinstance(length, int) else None,
+        lowercase=lowercase if isinstance(lowercase, bool) else None,
     )
 
 

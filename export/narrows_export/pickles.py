@@ -1,29 +1,46 @@
-"""PyTorch's pickles, read without running what may be in them."""
+"""PyTorch's pickles, read as data: tensors and plain containers load, everything else is refused and never run."""
 
 import pickle
+import re
 import warnings
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import torch
 
 from narrows.errors import CheckpointError
 
+ZIP = b"PK\x03\x04"  # since PyTorch 1.6; older files are pickles one after another
+StandIn = tuple[type, str]  # a class of ours, and the full name that the file gives to what it stands for
 
-def load(file: Path) -> Any:  # noqa: ANN401  (tensors, and plain containers of them)
-    """Reads a file of torch.save, of today's format or the one before it; tensors of today's are mapped, not read.
+
+def read(file: Path, stand_ins: Sequence[StandIn] = ()) -> object:
+    """Loads a file of torch.save. Tensors of a zip file stay on disk until they are used.
 
     Raises:
-        CheckpointError: it is damaged, or holds Python objects besides tensors and plain containers.
+        CheckpointError: the file is damaged, or holds an object that is neither plain data nor has a stand-in.
     """
     try:
-        with warnings.catch_warnings():
+        with file.open("rb") as opened:
+            zipped = opened.read(len(ZIP)) == ZIP
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(stand_ins)):
             warnings.simplefilter("ignore")  # legacy pickles warn of TypedStorage
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError:  # torch's own text advises to load the file all the same
+            content: object = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+            return content
+    except pickle.UnpicklingError as error:  # torch's own text advises to load the file all the same
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({refused[1]})" if refused else ""
         raise CheckpointError(
-            f"{file} is damaged, or holds Python objects besides tensors; loading those may run code, so it is refused"
+            f"{file} is damaged, or holds Python objects besides tensors{what}; loading those may run code, so it is "
+            "refused"
         ) from None
-    except Exception as error:  # torch raises its own kinds for damaged files
+    except Exception as error:  # each reader raises its own kinds for damaged files
         raise CheckpointError(f"{file} cannot be read, so it is probably damaged: {error!r}") from None
+
+
+def is_table(content: object) -> TypeGuard[dict[str, torch.Tensor]]:
+    """Whether this is what files of weights hold: names and tensors."""
+    return isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
+    )

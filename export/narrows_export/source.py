@@ -14,7 +14,7 @@ Kind = Literal["dpr", "sentence-transformers"]
 
 # In the order of preference; everything else in a repository (TensorFlow twins, Flax, ONNX) is left alone.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-CONFIG = "config.json"
+CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 MODULES = "modules.json"  # only a sentence-transformers directory has it
 CONFIG_FILES = (
     CONFIG,
@@ -32,7 +32,7 @@ CONFIG_FILES = (
 class CheckpointFiles:
     """A checkpoint on disk.
 
-    The last three are of DPR's own files (narrows_export.original); their directory is that of their tokenizer.
+    The last four are of DPR's own files (narrows_export.original); their directory is that of their tokenizer.
     """
 
     directory: Path
@@ -43,6 +43,7 @@ class CheckpointFiles:
     weights_file: Path | None = None
     projection_dim: int = 0
     sequence_length: int | None = None
+    lowercase: bool | None = None
 
     def json(self, name: str) -> dict[str, Any]:
         """Reads one of the JSON files; {} when it is absent.
@@ -51,16 +52,16 @@ class CheckpointFiles:
             CheckpointError: the file is not a JSON object.
         """
         file = self.directory / name
-        if not file.is_file():
-            return {}
         try:
-            content = json.loads(file.read_text("utf-8"))
+            content = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         except ValueError as error:
             raise CheckpointError(f"{file} is not JSON: {error}") from None
         if not isinstance(content, dict):
             raise CheckpointError(f"{file} must hold a JSON object")
         if self.weights_file and name == CONFIG:
             content |= {"projection_dim": self.projection_dim}
+        if self.lowercase is not None and name == TOKENIZER_CONFIG:  # where the tokenizer says nothing
+            content = {"do_lower_case": self.lowercase, **content}
         return content
 
     @property

@@ -21,10 +21,11 @@ from narrows.errors import CheckpointError, ExportError
 from narrows.reader import Reader
 from narrows.spans import RULES
 from narrows.towers import load_towers
-from narrows_export import corpus
+from narrows_export import corpus, original, vocabulary
 from narrows_export.export import ExportRequest, export_bundle
 from narrows_tools.cli.main import main
 
+OMEGACONF = Path(__file__).parents[1] / "data" / "original" / "omegaconf-2.0.6.cp"
 FORMATS = {"zip": True, "legacy": False}
 NAMES = (
     ("question_encoder.bert_model.", "question_model."),
@@ -171,6 +172,24 @@ def test_the_command(tmp_path: Path, small_pair: Pair, tokenizer: Path, capsys: 
     assert open_bundle(out).manifest.dim == 64
 
 
+def test_settings_of_omegaconf_are_read() -> None:
+    """A real file, saved with OmegaConf 2.0.6 as DPR saves since 2021 (tests/data/original), read without OmegaConf."""
+    params = original.read(OMEGACONF).params
+    named = ("pretrained_model_cfg", "do_lower_case", "sequence_length", "projection_dim", "pretrained_file")
+    assert [params[name] for name in named] == ["lab/bert", True, 128, 0, None]
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_case_is_the_files_where_the_tokenizer_says_nothing(
+    tmp_path: Path, small_pair: Pair, tokenizer: Path, said: bool
+) -> None:
+    silent = shutil.copytree(tokenizer, tmp_path / "silent")
+    (silent / "tokenizer_config.json").unlink()
+    file = write_cp(tmp_path / "x.cp", original_names(small_pair.question, small_pair.context), do_lower_case=said)
+    settings, _ = vocabulary.read(original.resolve(file, str(silent), None), "hf")
+    assert settings.lowercase is said
+
+
 # --- what is refused
 
 
@@ -226,6 +245,13 @@ def test_the_wrong_kind_of_file_is_named(
     pair = (small_pair.question, small_pair.context)
     with pytest.raises(CheckpointError, match="given as the reader, but it holds question encoder"):
         export(tmp_path / "b", *pair, reader=str(question), tokenizer=str(tokenizer))
+
+
+def test_another_kind_of_encoder(tmp_path: Path, small_pair: Pair, tokenizer: Path) -> None:
+    tensors = original_names(small_pair.question, small_pair.context)
+    file = write_cp(tmp_path / "x.cp", tensors, encoder_model_type="fairseq_roberta")
+    with pytest.raises(CheckpointError, match="trained with the encoder fairseq_roberta; only hf_bert is supported"):
+        export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
 
 
 def test_a_weight_that_is_missing_is_named(tmp_path: Path, small_pair: Pair, tokenizer: Path) -> None:
