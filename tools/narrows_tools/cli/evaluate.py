@@ -1,4 +1,4 @@
-"""`narrows eval retrieval`, `narrows eval compare` and `narrows eval presets`; `reader` is in a file of its own."""
+"""`narrows eval retrieval`, `compare` and `presets`; `rank` and `reader` are in files of their own."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.errors import SettingsError
-from narrows_tools.cli import evaluate_reader
+from narrows_tools.cli import evaluate_rank, evaluate_reader
 from narrows_tools.cli.arguments import check_output, condition, natural, positive, threads
 from narrows_tools.cli.bars import bars
 
@@ -40,6 +40,7 @@ def add(commands: "Commands") -> None:
     _add_retrieval(actions)
     _add_compare(actions)
     _add_presets(actions)
+    evaluate_rank.add(actions)
     evaluate_reader.add(actions)
 
 
