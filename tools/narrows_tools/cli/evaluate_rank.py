@@ -18,7 +18,7 @@ MAX_BATCH = 4096  # a batch's scores are held at once
 EPILOG = """examples:
   narrows eval rank --bundle nq.bundle --data biencoder-nq-dev.json.gz
   narrows eval rank --bundle es.bundle --data squad-es-dev.json --report batches
-  narrows eval rank --bundle nq.bundle --data biencoder-nq-dev.json --report pool --questions 1000 --json
+  narrows eval rank --bundle nq.bundle --data biencoder-nq-dev.json --report rank --questions 1000 --json
 
 the file, plain or gzipped, is DPR's:
   [{"question": ..., "positive_ctxs": [{"title": ..., "text": ...}], "negative_ctxs": [...],
@@ -56,7 +56,7 @@ def add(actions: "Commands") -> None:
         "--data", required=True, type=Path, metavar="FILE", help="DPR's biencoder file: .json, .json.gz"
     )
     command.add_argument(
-        "--report", choices=("pool", "batches", "both"), default="both", help="what to report (default: both)"
+        "--report", choices=("rank", "batches", "both"), default="both", help="what to report (default: both)"
     )
     command.add_argument(
         "--questions",
@@ -75,7 +75,7 @@ def add(actions: "Commands") -> None:
         "--seed", type=natural, default=0, metavar="S", help="of the order that batches are drawn in (default: 0)"
     )
     command.add_argument("--variant", default="", metavar="V", help="the variant of both encoders (default: fp32)")
-    command.add_argument("--threads", type=threads, default=0, metavar="N", help="(default: all cores)")
+    command.add_argument("--threads", type=threads, default=0, metavar="N", help="threads (default: all cores)")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run=run)
 
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
             bundle,
             options.data,
             pool if options.report != "batches" else None,
-            batches if options.report != "pool" else None,
+            batches if options.report != "rank" else None,
             chosen,
             options.threads or available_cores(),
             start,

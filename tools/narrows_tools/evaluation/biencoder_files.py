@@ -22,6 +22,9 @@ from narrows.text_lines import TextLines, kind
 
 Context = tuple[str, str]  # title and text of a passage
 
+SHAPE = """{"question": ..., "positive_ctxs": [{"title": ..., "text": ...}], "negative_ctxs": [...], \
+"hard_negative_ctxs": [...]}"""
+
 
 @dataclass(frozen=True, slots=True)
 class BiencoderQuestion:
@@ -88,10 +91,7 @@ def _questions(
         try:
             entry = msgspec.json.decode(raw, type=_Entry)
         except (msgspec.DecodeError, RecursionError) as error:
-            raise QuestionFileError(
-                f'{file}: entry {number}: expected {{"question": ..., "positive_ctxs": [{{"title": ..., "text": ...}}]}} '
-                f'with "negative_ctxs" and "hard_negative_ctxs" of the same kind: {error}'
-            ) from None
+            raise QuestionFileError(f"{file}: entry {number}: expected {SHAPE}: {error}") from None
         if not entry.question.strip():
             raise QuestionFileError(f"{file}: entry {number}: the question is empty")
         if not entry.positive_ctxs:
