@@ -6,7 +6,8 @@ from typing import Any
 import numpy.typing as npt
 import onnxruntime
 
-from narrows.device import CPU_PROVIDER, CUDA_PROVIDER, CudaDevice, Device
+from narrows.device import CudaDevice, Device
+from narrows.probe import CPU_PROVIDER, CUDA_PROVIDER
 
 Io = dict[str, onnxruntime.OrtValue]
 Node = tuple[str, list[str], list[str], dict[str, Any]]

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedModel
 
+from narrows.answers import LOGITS
 from narrows.bundle import Pooling, Role
 from narrows.errors import CheckpointError
 from narrows_export import original, pickles
@@ -33,9 +34,8 @@ DPR_CLASSES: dict[Role, tuple[str, type[PreTrainedModel]]] = {
     "context_encoder": ("ctx_encoder.", DPRContextEncoder),
 }
 READER = "span_predictor."
-# Published files carry these of BERT, and no tower reads them: the pooler behind CLS, and a buffer of 0..511.
-LOGITS = 3  # of a reader's token
 DPR_TOKENS = 256  # what DPR trains and encodes with; of a reader, question, title and text
+# Published files carry these of BERT, and no tower reads them: the pooler behind CLS, and a buffer of 0..511.
 UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
 
 

@@ -13,10 +13,10 @@ import onnxruntime
 from narrows import probe
 from narrows.errors import BundleError, DeviceError
 from narrows.padding import Shapes
+from narrows.probe import CPU_PROVIDER, CUDA_PROVIDER
 
 log = logging.getLogger(__name__)
 
-CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 ARENA_BYTES = 2 * 2**30  # of one tower, its weights apart; the largest shapes are run at the start, and must fit
 # Tensor cores take eights. Finer steps than powers of two cost a run each at the start, and save padding ever after.
 GPU_SHAPES = Shapes(

@@ -45,7 +45,9 @@ def load_on_gpu(
     needed = towers_need(bundle, names)
     if index and storage:
         needed += vectors_need(index.manifest.count, index.manifest.dim, storage)
-    advice = {"fp32": "hold the vectors in half precision (--gpu-vectors fp16), ", None: ""}.get(storage, "")
+    advice = ""
+    if storage == "fp32":
+        advice = "hold the vectors in half precision (--gpu-vectors fp16), "
     if storage:
         advice += "leave them to the CPU (--gpu-vectors off), "
     check_fits(device.name, needed, cuda.free_bytes(device.number), advice)

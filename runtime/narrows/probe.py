@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+# Here, and not beside the devices, since the doctor names them where ONNX Runtime may not load.
+CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROBE_TIMEOUT_S = 60.0
 # One Identity node over one float: 65 bytes that any ONNX Runtime loads.
 MODEL = base64.b64decode("CAg6NwoQCgF4EgF5IghJZGVudGl0eRIBZ1oPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEA0=")

@@ -11,10 +11,11 @@ import pytest
 
 from narrows import device, probe
 from narrows.bundle import Bundle
-from narrows.device import CPU, CPU_PROVIDER, CUDA_PROVIDER, CpuDevice, check_placement, choose, cuda
+from narrows.device import CPU, CpuDevice, check_placement, choose, cuda
 from narrows.encoder import Encoder, load_encoder
 from narrows.errors import DeviceError
 from narrows.padding import Shapes
+from narrows.probe import CPU_PROVIDER, CUDA_PROVIDER
 from narrows.towers import load_towers
 
 GRID = Shapes(texts=(1, 2, 4, 8), tokens=(8, 16, 32), max_cells=128)

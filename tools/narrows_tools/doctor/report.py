@@ -11,11 +11,11 @@ import narrows
 from narrows import cuda
 from narrows.cuda import Gpu
 from narrows.errors import DeviceError, IndexFileError, NarrowsError
+from narrows.probe import CPU_PROVIDER, CUDA_PROVIDER
 from narrows_tools.doctor import libraries, machine
 from narrows_tools.doctor.libraries import Faiss, Installed, OnnxRuntime
 from narrows_tools.doctor.machine import Machine
 
-CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 # A server's own packages, beside the base install and the two libraries, which are judged by whether they load.
 SERVER_PACKAGES = ("grpcio-health-checking", "grpcio-reflection", "msgspec", "tokenizers")
 
