@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from narrows.bundle import Bundle
-from narrows.index import build, store, unfinished
-from narrows.index.build import BuildRequest
+from narrows.index import sealing, store, unfinished
+from narrows.index.progress import Progress
+from narrows.index.sealing import Origin
+from narrows.index.target import Target
 from narrows.index.unfinished import BUILD, Appender, Inputs
 from narrows.passages import Passage, Passages, PassageWriter
 from narrows.tokenizer import TokenizedText
@@ -19,7 +21,6 @@ TEXT = " ".join(f"word{number}" for number in range(90))[:600]
 def make(path: Path, bundle: Bundle, count: int, dim: int, variant: str = "fp32", text: str = TEXT) -> dict[str, float]:
     """Makes it at `path`, as if the bundle's context encoder in `variant` had filled it; returns what took how long."""
     took: dict[str, float] = {}
-    request = BuildRequest(Path("random"), path, "random", variant, 1)
     with store.building(path):
         directory = path / BUILD
         directory.mkdir()
@@ -43,7 +44,7 @@ def make(path: Path, bundle: Bundle, count: int, dim: int, variant: str = "fp32"
                 appender.append(random.standard_normal((rows, dim), dtype=np.float32), [tokens] * rows)
         took["vectors written, s"] = time.perf_counter() - started_s
         started_s = time.perf_counter()
-        manifest = build.describe(bundle, request, appender.journal, directory)
-        took["vectors hashed and described, s"] = time.perf_counter() - started_s
-        unfinished.finish(path, store.publish(path, directory, manifest))
+        origin = Origin(bundle.manifest.name, "random", "")
+        sealing.seal(bundle, appender.journal, origin, Target(path, "random", 1), Progress())
+        took["vectors hashed and published, s"] = time.perf_counter() - started_s
     return took

@@ -8,7 +8,8 @@ import pytest
 from checkpoints import Pair, english_vocabulary, write_dpr, write_reader
 
 from narrows.bundle import Bundle, open_bundle
-from narrows.index.build import BuildRequest, Progress, build_index
+from narrows.index.build import BuildRequest, build_index
+from narrows.index.progress import Progress
 from narrows_export import corpus
 from narrows_export.export import ExportRequest, export_bundle
 from narrows_export.recipes import extend_bundle

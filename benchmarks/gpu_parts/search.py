@@ -97,7 +97,7 @@ def _ours(bench: Bench, device: Device, file: VectorFile, storage: Storage) -> N
     index = file.open()
     source: Candidates
     if isinstance(device, CudaDevice):
-        source = GpuCandidates(index.vectors, index.max_norm, device.number, storage)
+        source = GpuCandidates(file.mapped(), index.max_norm, device.number, storage)
         index.ask_first(source)
     elif storage == "fp16":
         bench.skip(f"{file.count:,} vectors, fp16", "the CPU holds them in fp32")

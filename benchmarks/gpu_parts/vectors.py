@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from narrows.index.flat import FlatIndex, header
+from narrows.index.flat import FlatIndex
+from narrows.index.vector_file import header
 from narrows.process import available_cores
 
 BLOCK_ROWS = 16_384

@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
 
 from narrows import cuda, variants
 from narrows.bundle import REFERENCE_VARIANT, Bundle, Role
@@ -9,7 +13,8 @@ from narrows.device import ARENA_BYTES, CudaDevice
 from narrows.errors import DeviceError
 from narrows.index import gpu
 from narrows.index.candidates import Storage
-from narrows.index.gpu import GpuCandidates
+from narrows.index.flat import FlatIndex
+from narrows.index.gpu import ITEM_BYTES, GpuCandidates
 from narrows.index.opened import OpenIndex
 from narrows.settings import ServerSettings
 from narrows.towers import Tower, load_towers
@@ -41,10 +46,11 @@ def load_on_gpu(
     names: dict[Role, str] = {"question_encoder": choice.question, "context_encoder": choice.passage}
     if bundle.manifest.reader:
         names["reader"] = REFERENCE_VARIANT
-    storage = gpu.storage(settings.gpu_vectors, device.number, index.vectors.max_norm) if index else None
+    flat = _scanned(index, settings) if index else None
+    storage = gpu.storage(settings.gpu_vectors, device.number, flat.max_norm) if flat else None
     needed = towers_need(bundle, names)
-    if index and storage:
-        needed += vectors_need(index.manifest.count, index.manifest.dim, storage)
+    if flat and storage:
+        needed += vectors_need(flat.count, flat.dim, storage)
     advice = ""
     if storage == "fp32":
         advice = "hold the vectors in half precision (--gpu-vectors fp16), "
@@ -52,10 +58,27 @@ def load_on_gpu(
         advice += "leave them to the CPU (--gpu-vectors off), "
     check_fits(device.name, needed, cuda.free_bytes(device.number), advice)
     towers = load_towers(bundle, names, 1, list(names), device=device)
-    if index and storage:
-        vectors = index.vectors
-        vectors.ask_first(GpuCandidates(vectors.vectors, vectors.max_norm, device.number, storage))
+    if flat and storage:
+        vectors = cast(npt.NDArray[np.float32], flat.vectors)
+        flat.ask_first(GpuCandidates(vectors, flat.max_norm, device.number, storage))
     return choice, towers
+
+
+def _scanned(index: OpenIndex, settings: ServerSettings) -> FlatIndex | None:
+    """The index, if a card can search its vectors: only flat ones of float32, so far; others are a CPU's.
+
+    Raises:
+        DeviceError: it cannot, and the settings say that it must.
+    """
+    vectors = index.vectors
+    if isinstance(vectors, FlatIndex) and vectors.fidelity == "fp32":
+        return vectors
+    if settings.gpu_vectors in ITEM_BYTES:
+        raise DeviceError(
+            f"a GPU searches flat indexes only, and {index.manifest.name} is {index.manifest.plan.factory}: leave it "
+            "to the CPU (--gpu-vectors auto), or make a flat one"
+        )
+    return None
 
 
 def towers_need(bundle: Bundle, names: dict[Role, str]) -> list[Need]:

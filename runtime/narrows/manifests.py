@@ -15,16 +15,18 @@ def encode(manifest: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 
 
-def decode(data: bytes, kind: type[T], version: int, file: Path, error: type[NarrowsError]) -> T:
-    """Reads a manifest of schema `version`; `file` is named in errors.
+def decode(data: bytes, kind: type[T], versions: int | tuple[int, ...], file: Path, error: type[NarrowsError]) -> T:
+    """Reads a manifest of one of these schema versions; `file` is named in errors.
 
     Raises:
         error: it is damaged, or of another schema version.
     """
     try:
         found = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
-        if found != version:
-            raise error(f"{file} has schema version {found}; this program reads {version}; make it again")
+        known = (versions,) if isinstance(versions, int) else versions
+        if found not in known:
+            reads = " and ".join(map(str, known))
+            raise error(f"{file} has schema version {found}; this program reads {reads}; make it again")
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise error(f"{file} cannot be read: {problem}; make it again") from None

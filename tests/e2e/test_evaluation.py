@@ -13,7 +13,7 @@ from server_process import ServerProcess, environment, run_narrows
 from narrows import Client
 from narrows.bundle import Bundle, TextPreset, open_bundle
 from narrows.index.build import BuildRequest, build_index
-from narrows.index.build import Progress as BuildProgress
+from narrows.index.progress import Progress as BuildProgress
 from narrows_export import corpus
 from narrows_export.export import ExportRequest, export_bundle
 

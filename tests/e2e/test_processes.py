@@ -16,7 +16,8 @@ from server_process import PATIENCE_S, ServerProcess, server, until
 
 from narrows import Client, EngineDownError, NarrowsError, PoisonousError, UnavailableError
 from narrows.bundle import Bundle
-from narrows.index.build import BuildRequest, Progress, build_index
+from narrows.index.build import BuildRequest, build_index
+from narrows.index.progress import Progress
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
 

@@ -13,7 +13,8 @@ from server_process import run_narrows, server
 
 from narrows import Client
 from narrows.bundle import Bundle, write_manifest
-from narrows.index.build import BuildRequest, Progress, build_index
+from narrows.index.build import BuildRequest, build_index
+from narrows.index.progress import Progress
 from narrows.index.store import read_manifest
 from narrows.quality import Accuracy, DataFile, Estimate, QualityReport, Scale
 from narrows.towers import load_towers

@@ -12,7 +12,8 @@ from transformers import DPRQuestionEncoderTokenizerFast
 
 from narrows import Client
 from narrows.bundle import Bundle, open_bundle
-from narrows.index.build import BuildRequest, Progress, build_index
+from narrows.index.build import BuildRequest, build_index
+from narrows.index.progress import Progress
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1.retrieval_pb2_grpc import RetrievalServiceStub
 from narrows_export import corpus

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from narrows import passage_files
 from narrows.bundle import Bundle
 from narrows.errors import PassageFileError
-from narrows.index.build import BuildRequest, Progress, build_index
+from narrows.index.build import BuildRequest, build_index
 from narrows.index.opened import open_index
+from narrows.index.progress import Progress
 from narrows.passages import Passage
 from narrows_tools import documents
 from narrows_tools.cli import main

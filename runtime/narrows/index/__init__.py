@@ -6,6 +6,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+Fidelity = Literal["fp32", "fp16", "coded"]
+
 
 @dataclass(frozen=True, slots=True)
 class SearchHits:
@@ -29,6 +31,15 @@ class Index(Protocol):
 
     def search(self, queries: npt.NDArray[np.float32], k: int) -> SearchHits:
         """Finds the k best passages of each query, float32 (queries, dim); min(k, count) of them."""
+        ...
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """How faithful the vectors are that it scores with: as encoded, rounded to half precision, or coded."""
+        ...
+
+    def decode(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The vectors of some rows as they are held, float32 (rows, dim)."""
         ...
 
     def sample(self, count: int) -> npt.NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """Where an exact search gets its candidates: approximate scores of all vectors, and a bound on how far off they are."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -44,7 +45,7 @@ class Candidates(Protocol):
 class CpuCandidates:
     """FAISS's scan of the mapped vectors."""
 
-    index: faiss.IndexFlatIP
+    index: faiss.Index
     threads: int
     max_fetch: int
     affinity: Literal["own", "device"] = "own"
@@ -57,6 +58,16 @@ class CpuCandidates:
         return found
 
 
+def _half_error(norm: float, dim: int) -> float:
+    """How far a vector of that norm may be moved by rounding to half precision."""
+    return HALF_ROUNDOFF * norm + HALF_TINY * math.sqrt(dim)
+
+
+def rounded_norm(norm: float, dim: int) -> float:
+    """The norm that a vector may have after rounding to half precision, at most."""
+    return norm + _half_error(norm, dim)
+
+
 def error_bound(storage: Storage, dim: int, query_norm: float, max_norm: float) -> float:
     """How far an approximate score may be from the inner product, at most.
 
@@ -67,8 +78,7 @@ def error_bound(storage: Storage, dim: int, query_norm: float, max_norm: float) 
     """
     rounding, roundoff = 0.0, UNIT_ROUNDOFF
     if storage == "fp16":
-        tiny = HALF_TINY * dim**0.5
-        query_error, vector_error = HALF_ROUNDOFF * query_norm + tiny, HALF_ROUNDOFF * max_norm + tiny
+        query_error, vector_error = _half_error(query_norm, dim), _half_error(max_norm, dim)
         rounding = query_error * (max_norm + vector_error) + query_norm * vector_error
         query_norm, max_norm = query_norm + query_error, max_norm + vector_error
         roundoff = TENSOR_ROUNDOFF

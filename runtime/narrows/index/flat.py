@@ -13,34 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
-from narrows.errors import IndexFileError
-from narrows.index import SearchHits
-from narrows.index.candidates import Candidates, CpuCandidates, error_bound
+from narrows.index import Fidelity, SearchHits
+from narrows.index.candidates import Candidates, CpuCandidates, error_bound, rounded_norm
+from narrows.index.rescoring import BLOCK_ROWS, Best, inner_products, ranked
+from narrows.index.vector_file import Precision, open_mapped
 
 MARGIN = 16  # candidates fetched beyond k at first
 GROWTH = 4
 MAX_CANDIDATES = 4096  # beyond so many, one pass over all vectors is cheaper
-BLOCK_ROWS = 8192  # scored at once in float64: bounds the memory of a pass
 QUERIES_A_TASK = 32  # re-scored by one thread in about 1.5 ms: fewer are not worth handing out
 
-Best = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
-Vectors = npt.NDArray[np.float32]
-
-
-def header(dim: int, count: int) -> bytes:
-    """What comes before the vectors, float32 (count, dim), in the file of a flat inner-product index.
-
-    So a file can grow vector by vector on the disk. FAISS writes the header itself, of an empty index that is told its
-    size; only the last field, the number of floats, is set here (FAISS, impl/index_write.cpp, code `IxFI`).
-    """
-    index = faiss.IndexFlatIP(dim)
-    index.ntotal = count
-    written: bytes = faiss.serialize_index(index).tobytes()
-    return written[:-8] + (count * dim).to_bytes(8, "little")
+Queries = npt.NDArray[np.float32]
 
 
 def _next(wanted: int, most: int) -> int:
@@ -52,24 +38,24 @@ def _next(wanted: int, most: int) -> int:
 class FlatIndex:
     """A flat FAISS index, mapped from its file. `search` may be called from any one thread at a time."""
 
-    def __init__(self, file: Path, id_rank: npt.NDArray[np.uint32], max_norm: float, threads: int) -> None:
+    def __init__(
+        self,
+        file: Path,
+        id_rank: npt.NDArray[np.uint32],
+        max_norm: float,
+        threads: int,
+        precision: Precision = "fp32",
+    ) -> None:
         """Opens `file`; `id_rank[row]` is the place of a row's id among all ids in byte order.
 
         Raises:
             IndexFileError: FAISS cannot read the file, or it is not a flat inner-product index of that many rows.
         """
-        try:
-            if file.stat().st_size < 4 * len(id_rank):  # FAISS itself crashes on some files that are cut short
-                raise OSError("too short")
-            index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
-        except (OSError, RuntimeError) as error:
-            raise IndexFileError(f"{file} cannot be read by FAISS ({error}); build the index again") from None
-        if not isinstance(index, faiss.IndexFlatIP) or index.ntotal != len(id_rank):
-            raise IndexFileError(f"{file} is not a flat inner-product index of {len(id_rank)} vectors; build it again")
+        index, self.vectors = open_mapped(file, len(id_rank), precision)
         self.count: int = index.ntotal
         self.dim: int = index.d
-        self.max_norm = max_norm
-        self.vectors: Vectors = faiss.rev_swig_ptr(index.get_xb(), self.count * self.dim).reshape(self.count, self.dim)
+        self.max_norm = max_norm if precision == "fp32" else rounded_norm(max_norm, self.dim)
+        self.fidelity: Fidelity = precision
         self._id_rank = id_rank
         self._sources: tuple[Candidates, ...] = (CpuCandidates(index, threads, self.count),)
         self._pool = ThreadPoolExecutor(threads, "narrows-rescore") if threads > 1 else None
@@ -83,11 +69,20 @@ class FlatIndex:
         """Gets candidates from `source`, which holds the same vectors, for as many as it can give."""
         self._sources = (source, *self._sources)
 
-    def sample(self, count: int) -> Vectors:
+    def sample(self, count: int) -> Queries:
         """Up to so many of its vectors, (count, dim), evenly spread."""
-        return self.vectors[:: max(1, self.count // count)][:count]
+        return self.vectors[:: max(1, self.count // count)][:count].astype(np.float32, copy=False)
 
-    def search(self, queries: Vectors, k: int) -> SearchHits:
+    def decode(self, rows: npt.NDArray[np.int64]) -> Queries:
+        """The vectors of some rows, float32 (rows, dim)."""
+        return self.vectors[rows].astype(np.float32, copy=False)
+
+    def scores(self, query: Queries, rows: npt.NDArray[np.int64]) -> Queries:
+        """The exact scores of some rows, float32 (rows,)."""
+        # Not take(): the file's header leaves the vectors unaligned, and it would copy all of them first.
+        return inner_products(self.vectors.__getitem__, query, rows)
+
+    def search(self, queries: Queries, k: int) -> SearchHits:
         """Finds the k best passages of each query, exactly.
 
         Args:
@@ -122,7 +117,7 @@ class FlatIndex:
             wanted = _next(wanted, source.max_fetch)
         return SearchHits(scores, rows)
 
-    def _rescore(self, queries: Vectors, candidates: npt.NDArray[np.int64], k: int) -> Iterable[Best]:
+    def _rescore(self, queries: Queries, candidates: npt.NDArray[np.int64], k: int) -> Iterable[Best]:
         """The k best candidates of each query; several threads share many queries."""
         starts = range(0, len(queries), QUERIES_A_TASK)
 
@@ -133,18 +128,11 @@ class FlatIndex:
         parts = self._pool.map(some, starts) if self._pool and len(starts) > 1 else map(some, starts)
         return [best for part in parts for best in part]
 
-    def _best(self, query: Vectors, rows: npt.NDArray[np.int64], k: int) -> Best:
-        """The k best of some rows: their inner products in float64, rounded once to float32; and the rows."""
-        exact = np.empty(len(rows), dtype=np.float32)
-        for start in range(0, len(rows), BLOCK_ROWS):
-            # Not take(): the file's header leaves the vectors unaligned, and it would copy all of them first. Each
-            # product is exact: 24 + 24 bits fit into 53.
-            block = np.multiply(self.vectors[rows[start : start + BLOCK_ROWS]], query, dtype=np.float64)
-            exact[start : start + BLOCK_ROWS] = block.sum(axis=1)
-        order = np.lexsort((self._id_rank[rows], -exact))[:k]
-        return exact[order], rows[order]
+    def _best(self, query: Queries, rows: npt.NDArray[np.int64], k: int) -> Best:
+        """The k best of some rows."""
+        return ranked(self.scores(query, rows), rows, self._id_rank, k)
 
-    def _scan(self, query: Vectors, k: int) -> Best:
+    def _scan(self, query: Queries, k: int) -> Best:
         """The k best of all rows, in blocks."""
         rows = np.empty(0, dtype=np.int64)
         step = max(BLOCK_ROWS, k)

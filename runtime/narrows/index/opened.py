@@ -3,12 +3,18 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError
+from narrows.index.approximate import ApproximateIndex
 from narrows.index.corpus import Corpus
 from narrows.index.flat import FlatIndex
+from narrows.index.presets import Plan
 from narrows.index.store import (
-    VECTORS,
+    STORED,
+    STRUCTURE,
     IndexManifest,
     check_towers,
     current_generation,
@@ -25,7 +31,7 @@ class OpenIndex:
 
     manifest: IndexManifest
     generation: str
-    vectors: FlatIndex
+    vectors: FlatIndex | ApproximateIndex
     passages: Passages
 
     @property
@@ -62,7 +68,24 @@ def open_generation(directory: Path, generation: str, manifest: IndexManifest, t
         IndexFileError: the vectors cannot be read, or contradict the manifest.
     """
     passages = Passages(directory)
-    vectors = FlatIndex(directory / VECTORS, passages.id_rank, manifest.max_norm, threads)
+    vectors = open_vectors(directory, manifest.plan, manifest.dim, manifest.max_norm, passages.id_rank, threads)
     if vectors.dim != manifest.dim or vectors.count != manifest.count:
-        raise IndexFileError(f"{directory / VECTORS} does not hold {manifest.count} x {manifest.dim}: build it again")
+        raise IndexFileError(f"{directory} does not hold {manifest.count} x {manifest.dim}: build it again")
     return OpenIndex(manifest, generation, vectors, passages)
+
+
+def open_vectors(
+    directory: Path, plan: Plan, dim: int, max_norm: float, id_rank: npt.NDArray[np.uint32], threads: int
+) -> FlatIndex | ApproximateIndex:
+    """Opens the files of a plan for searching; `id_rank[row]` is the place of a row's id among all ids in byte order.
+
+    Raises:
+        IndexFileError: they cannot be read, or hold another number of vectors.
+    """
+    stored = None
+    if plan.store != "none":
+        [name] = STORED[plan.store]
+        stored = FlatIndex(directory / name, id_rank, max_norm, threads, plan.store)
+    if plan.is_exact and stored:
+        return stored
+    return ApproximateIndex(directory / STRUCTURE, dim, stored, id_rank, max_norm, plan.search, threads)

@@ -1,8 +1,9 @@
 """The index on disk: sealed generations, and a pointer to the current one.
 
     INDEX/CURRENT            the name of a generation and its manifest's SHA-256, swapped atomically
-    INDEX/g000001/           manifest.json  index.faiss  passages.blob  passages.ends.npy  id_order.npy  id_rank.npy
+    INDEX/g000001/           manifest.json  passages.blob  passages.ends.npy  id_order.npy  id_rank.npy
                              truncated.jsonl (a line for each passage that was cut: id, tokens, kept)
+                             index.faiss, index.fp16.faiss (all vectors), structure.faiss (narrows.index.presets)
     INDEX/.g000001.verified  the stamp of narrows.integrity
     INDEX/.build/            the next generation while it is built (narrows.index.unfinished)
 
@@ -22,14 +23,17 @@ from pathlib import Path
 from narrows import durable, integrity, manifests
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, MismatchError
+from narrows.index.presets import FLAT_PLAN, Plan, Store
 from narrows.integrity import Sealed, Verify
 from narrows.passages import FILES
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
-MANIFEST, CURRENT, VECTORS, TRUNCATED = "manifest.json", "CURRENT", "index.faiss", "truncated.jsonl"
-GENERATION_FILES = (VECTORS, TRUNCATED, *FILES)
+SCHEMA_VERSION = 3
+READ_VERSIONS = (2, SCHEMA_VERSION)  # 2 knew flat indexes only: the defaults of what it lacks
+MANIFEST, CURRENT, TRUNCATED = "manifest.json", "CURRENT", "truncated.jsonl"
+VECTORS, HALVES, STRUCTURE = "index.faiss", "index.fp16.faiss", "structure.faiss"
+STORED: dict[Store, tuple[str, ...]] = {"none": (), "fp16": (HALVES,), "fp32": (VECTORS,)}
 GENERATION = re.compile(r"g\d{6}")
 CURRENT_LINE = re.compile(rf"({GENERATION.pattern}) ([0-9a-f]{{64}})\n")
 LEFTOVER = re.compile(  # what builds and servers that were killed may leave; .partial: of builds before schema 2
@@ -54,9 +58,29 @@ class SkippedRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """What was measured on questions before the index was sealed.
+
+    `recall` is the share of the exact k best that was found; a passage with the score of the k-th best counts as one of
+    them (as ann-benchmarks counts). `target` is 0 where none was set. The questions took no part in the tuning. Times
+    are of one question at a time, without its encoding, with one thread on `cpu`.
+    """
+
+    k: int
+    recall: float
+    target: float
+    questions: int
+    tuned_on: int
+    p50_ms: float
+    p99_ms: float
+    cpu: str
+
+
+@dataclass(frozen=True, slots=True)
 class IndexManifest:
     """What a generation holds, and which tower filled it.
 
+    `plan` says how the vectors are held and searched; `recall` how well, if that was measured.
     `token_count` is of all passages before any was cut; `cut_token_count` of these were cut off, from
     `truncated_count` passages. `max_norm` is that of the longest vector. `skipped` is by reason
     (narrows.passage_files.Reason). All files but the manifest are listed, hashed in chunks of `chunk_bytes`.
@@ -69,7 +93,6 @@ class IndexManifest:
     variant: str
     bundle: str
     metric: str
-    factory: str
     dim: int
     count: int
     truncated_count: int
@@ -81,6 +104,13 @@ class IndexManifest:
     skipped: dict[str, SkippedRows]
     chunk_bytes: int
     files: dict[str, IndexedFile]
+    plan: Plan = FLAT_PLAN
+    recall: Recall | None = None
+
+
+def vector_files(plan: Plan) -> tuple[str, ...]:
+    """The files that hold the vectors, in whatever form."""
+    return STORED[plan.store] + (() if plan.is_exact else (STRUCTURE,))
 
 
 def current_generation(path: Path) -> str | None:
@@ -192,12 +222,13 @@ def read_sealed_manifest(path: Path) -> tuple[str, IndexManifest, str]:
         raise IndexFileError(f"{file} cannot be read: {error}; build the index again") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise IndexFileError(f"{file} does not match {CURRENT}: it was changed or damaged; build the index again")
-    return generation, manifests.decode(data, IndexManifest, SCHEMA_VERSION, file, IndexFileError), sha256
+    return generation, manifests.decode(data, IndexManifest, READ_VERSIONS, file, IndexFileError), sha256
 
 
 def damages(path: Path, generation: str, manifest: IndexManifest, manifest_sha256: str, verify: Verify) -> list[str]:
     """What is wrong with the files of a generation, one line each."""
-    files = {name: manifest.files[name].sha256 if name in manifest.files else () for name in GENERATION_FILES}
+    names = (*vector_files(manifest.plan), TRUNCATED, *FILES)
+    files = {name: manifest.files[name].sha256 if name in manifest.files else () for name in names}
     stamp = path / f".{generation}.verified"
     sealed = Sealed(path / generation, files, manifest.chunk_bytes, manifest_sha256, stamp)
     said = {"missing": "is missing", "changed": "does not match the manifest: it was changed or damaged"}

@@ -23,8 +23,9 @@ import numpy as np
 from narrows import durable, integrity, manifests
 from narrows.encoder import Embeddings
 from narrows.errors import IndexFileError
-from narrows.index import flat, store
+from narrows.index import store
 from narrows.index.store import TRUNCATED, VECTORS, SkippedRows
+from narrows.index.vector_file import header
 from narrows.passages import FILES, Passages
 from narrows.tokenizer import TokenizedText
 
@@ -42,6 +43,7 @@ class Inputs:
     model_sha256: str
     source_sha256: str
     skip_bad: bool
+    shard: str = ""
 
     def differences(self, other: "Inputs") -> str:
         """What is not the same, in words."""
@@ -52,6 +54,7 @@ class Inputs:
             "model_sha256": "model file",
             "source_sha256": "passage file",
             "skip_bad": "--skip-bad",
+            "shard": "--shard",
         }
         return ", ".join(words[f.name] for f in fields(self) if getattr(self, f.name) != getattr(other, f.name))
 
@@ -146,7 +149,7 @@ def clear(path: Path) -> None:
 def begin(path: Path, inputs: Inputs, dim: int, count: int, skipped: dict[str, SkippedRows]) -> Journal:
     """Starts the journal of an INDEX/.build that holds the files of its passages."""
     directory = path / BUILD
-    (directory / VECTORS).write_bytes(flat.header(dim, count))
+    (directory / VECTORS).write_bytes(header(dim, count))
     (directory / TRUNCATED).write_bytes(b"")
     durable.sync_tree(directory)
     durable.fsync_path(path)
@@ -155,11 +158,29 @@ def begin(path: Path, inputs: Inputs, dim: int, count: int, skipped: dict[str, S
     return journal
 
 
+def adopt(path: Path, inputs: Inputs, dim: int, encoded: Encoded, skipped: dict[str, SkippedRows]) -> Journal:
+    """Starts the journal of an INDEX/.build that holds passages and all their vectors."""
+    directory = path / BUILD
+    durable.sync_tree(directory)
+    durable.fsync_path(path)
+    journal = Journal(JOURNAL_VERSION, inputs, dim, encoded.rows, skipped, _hash_passages(directory), encoded)
+    write_journal(directory, journal)
+    return journal
+
+
 def finish(path: Path, generation: str) -> None:
-    """The last step of a build: deletes what other builds left, then the journal. Does nothing the second time."""
+    """The last step of a build: deletes what others left and what only it needed, then the journal.
+
+    Does nothing the second time.
+    """
     store.remove_leftovers(path)
-    (path / generation / JOURNAL).unlink(missing_ok=True)
-    durable.fsync_path(path / generation)
+    directory = path / generation
+    kept = {store.MANIFEST, JOURNAL, *store.read_manifest(path)[1].files}
+    for file in directory.iterdir():
+        if file.name not in kept:
+            file.unlink()
+    (directory / JOURNAL).unlink(missing_ok=True)
+    durable.fsync_path(directory)
 
 
 def _hash_passages(directory: Path) -> dict[str, tuple[str, ...]]:
@@ -169,7 +190,7 @@ def _hash_passages(directory: Path) -> dict[str, tuple[str, ...]]:
 
 def _lengths(journal: Journal) -> dict[str, int]:
     """Bytes of the growing files that the journal counts."""
-    header_bytes = len(flat.header(journal.dim, journal.count))
+    header_bytes = len(header(journal.dim, journal.count))
     return {
         VECTORS: header_bytes + journal.encoded.rows * journal.dim * 4,
         TRUNCATED: journal.encoded.truncated_bytes,

@@ -1,5 +1,6 @@
 """`narrows index verify`: everything that can be checked about an index without building it again."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,15 +9,21 @@ import msgspec
 import numpy as np
 
 from narrows.bundle import Bundle
-from narrows.encoder import Embeddings
 from narrows.errors import IndexFileError, MismatchError
-from narrows.index import chunks, flat, opened, store
-from narrows.index.store import TRUNCATED, VECTORS, IndexManifest
+from narrows.index import Fidelity, Index, chunks, opened, store
+from narrows.index.candidates import HALF_ROUNDOFF
+from narrows.index.store import STORED, TRUNCATED, IndexManifest
+from narrows.index.vector_file import header
 from narrows.passages import BLOB, Passages
 from narrows.towers import Tower, load_towers
 
 BLOCK_ROWS = 65_536
-NORM_TOLERANCE = 1e-9  # relative: float64 norms of the same vectors
+NORM_TOLERANCE: dict[Fidelity, float] = {  # relative
+    "fp32": 1e-9,  # float64 norms of the same vectors
+    "fp16": 2 * HALF_ROUNDOFF,
+    "coded": math.inf,
+}
+LEAST_COSINE = 0.8  # of a coded vector with the one encoded again: another passage's is lower
 
 
 class _Cut(msgspec.Struct):
@@ -96,7 +103,7 @@ def _check(
     wrong_passages = list(_wrong_passages(path / generation, found.passages, manifest))
     report.failures += wrong_passages
     step("vectors")
-    vectors = found.vectors.vectors
+    vectors = found.vectors
     report.failures += _wrong_vectors(vectors, manifest)
     step("sample")
     try:
@@ -110,6 +117,8 @@ def _check(
         variant = tower.manifest.variants[manifest.variant]
         # What is stored was encoded in batches, what it is compared with is not: 0.0 but for older int8.
         report.tolerance = variant.golden_tolerance + variant.batch_max_abs_difference
+        if vectors.fidelity == "fp16":
+            report.tolerance += HALF_ROUNDOFF * vectors.max_norm
         _encode_again(report, found.passages, vectors, tower, sample, seed)
 
 
@@ -117,10 +126,12 @@ def _wrong_sizes(directory: Path, manifest: IndexManifest) -> Iterator[str]:
     for name, file in manifest.files.items():
         if (directory / name).stat().st_size != file.size_bytes:
             yield f"{directory / name} has not the {file.size_bytes} bytes of the manifest"
-    expected = flat.header(manifest.dim, manifest.count)
-    with (directory / VECTORS).open("rb") as file_of_vectors:
-        if file_of_vectors.read(len(expected)) != expected:
-            yield f"{directory / VECTORS} does not begin as a flat index of {manifest.count} x {manifest.dim} does"
+    if manifest.plan.store != "none":
+        [name] = STORED[manifest.plan.store]
+        expected = header(manifest.dim, manifest.count, manifest.plan.store)
+        with (directory / name).open("rb") as file_of_vectors:
+            if file_of_vectors.read(len(expected)) != expected:
+                yield f"{directory / name} does not begin as a flat index of {manifest.count} x {manifest.dim} does"
     try:
         cut = [msgspec.json.decode(line, type=_Cut) for line in (directory / TRUNCATED).read_bytes().splitlines()]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -155,20 +166,21 @@ def _wrong_passages(directory: Path, passages: Passages, manifest: IndexManifest
         previous = passage_id
 
 
-def _wrong_vectors(vectors: Embeddings, manifest: IndexManifest) -> Iterator[str]:
+def _wrong_vectors(vectors: Index, manifest: IndexManifest) -> Iterator[str]:
     longest, not_finite = 0.0, 0
-    for start in range(0, len(vectors), BLOCK_ROWS):
-        norms = np.linalg.norm(vectors[start : start + BLOCK_ROWS].astype(np.float64), axis=1)
+    for start in range(0, vectors.count, BLOCK_ROWS):
+        block = vectors.decode(np.arange(start, min(start + BLOCK_ROWS, vectors.count)))
+        norms = np.linalg.norm(block.astype(np.float64), axis=1)
         not_finite += int((~np.isfinite(norms)).sum())
         longest = max(longest, float(norms.max()))
     if not_finite:
         yield f"vectors that hold NaN or infinity: {not_finite}"
-    elif abs(longest - manifest.max_norm) > NORM_TOLERANCE * longest:
+    elif not abs(longest - manifest.max_norm) <= NORM_TOLERANCE[vectors.fidelity] * longest:
         yield f"the longest vector has the norm {longest}, the manifest says {manifest.max_norm}"
 
 
 def _encode_again(
-    report: VerifyReport, passages: Passages, vectors: Embeddings, tower: Tower, sample: int, seed: int
+    report: VerifyReport, passages: Passages, vectors: Index, tower: Tower, sample: int, seed: int
 ) -> None:
     rows = np.sort(np.random.default_rng(seed).permutation(len(passages))[:sample])
     try:
@@ -178,12 +190,16 @@ def _encode_again(
         return
     for row, text in zip(rows.tolist(), texts, strict=True):
         again = tower.encoder.encode([text.ids])[0]
-        stored = np.asarray(vectors[row])
+        stored = vectors.decode(np.array([row]))[0]
         error = float(np.abs(again - stored).max())
         report.sample += 1
         report.identical += again.tobytes() == stored.tobytes()
         report.max_abs_error = max(report.max_abs_error, error)
-        if not error <= report.tolerance:
+        if vectors.fidelity == "coded":
+            wrong = not float(again @ stored) >= LEAST_COSINE * float(np.linalg.norm(again) * np.linalg.norm(stored))
+        else:
+            wrong = not error <= report.tolerance
+        if wrong:
             passage_id = passages.get([row], with_text=False)[0].id
             report.failures.append(
                 f"passage {passage_id!r} (row {row}), encoded again, is off by {error:.1e} from the stored vector "

@@ -26,8 +26,9 @@ from typing import Any
 from narrows.bundle import Bundle, open_bundle
 from narrows.errors import IndexFileError
 from narrows.index import chunks
-from narrows.index.build import BuildRequest, Progress, build_index
+from narrows.index.build import BuildRequest, build_index
 from narrows.index.opened import open_index
+from narrows.index.progress import Progress
 from narrows.index.store import current_generation
 
 POINTS = ("fsync", "rename", "unlink", "rmdir", "mkdir")

@@ -23,9 +23,12 @@ from narrows.durable import locked, sha256_file
 from narrows.errors import BundleError, IndexFileError, MismatchError, NarrowsError, PassageFileError
 from narrows.index import build as builds
 from narrows.index import store
-from narrows.index.build import BuildReport, BuildRequest, Progress, build_index
+from narrows.index.build import BuildRequest, build_index
 from narrows.index.opened import open_index
+from narrows.index.presets import FLAT_PLAN
+from narrows.index.progress import Progress
 from narrows.index.store import read_manifest
+from narrows.index.target import BuildReport
 from narrows.passages import FILES, Passage
 from narrows.towers import load_towers
 from narrows_export import corpus
@@ -109,13 +112,14 @@ def test_manifest_of_the_demo(small_bundle: Bundle, small_index: Path) -> None:
     assert generation == "g000001"
     source = corpus.passages_file("en")
     expected = {
-        "schema_version": 2,
+        "schema_version": 3,
         "name": "demo",
         "tower_id": small_bundle.tower("context_encoder").tower_id,
         "variant": "fp32",
         "bundle": "small",
         "metric": "inner_product",
-        "factory": "Flat",
+        "plan": FLAT_PLAN,
+        "recall": None,
         "dim": 64,
         "count": 300,
         "truncated_count": 0,
@@ -460,12 +464,26 @@ def test_missing_manifest(copy: Path, small_bundle: Bundle) -> None:
     assert "manifest.json cannot be read: " in refusal(copy, small_bundle)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3])
+@pytest.mark.parametrize("version", [0, 1, 4])
 def test_another_schema_version(copy: Path, small_bundle: Bundle, version: int) -> None:
     manifest = copy / "g000001" / "manifest.json"
-    manifest.write_bytes(manifest.read_bytes().replace(b'"schema_version": 2', b'"schema_version": %d' % version))
+    manifest.write_bytes(manifest.read_bytes().replace(b'"schema_version": 3', b'"schema_version": %d' % version))
     seal(copy)
-    assert refusal(copy, small_bundle).startswith(f"{manifest} has schema version {version}; this program reads 2")
+    assert refusal(copy, small_bundle).startswith(
+        f"{manifest} has schema version {version}; this program reads 2 and 3"
+    )
+
+
+def test_an_index_of_schema_2_opens(copy: Path, small_bundle: Bundle) -> None:
+    """It had no plan: only flat indexes."""
+    file = copy / "g000001" / "manifest.json"
+    manifest = json.loads(file.read_bytes())
+    del manifest["plan"], manifest["recall"]
+    file.write_text(json.dumps(manifest | {"schema_version": 2, "factory": "Flat"}))
+    seal(copy)
+    opened = open_index(copy, small_bundle, 1)
+    assert opened.manifest.plan == FLAT_PLAN
+    assert opened.vectors.search(np.ones((1, 64), dtype=np.float32), 300).rows.shape == (1, 300)
 
 
 @pytest.mark.parametrize(("field", "value"), [("count", b"299"), ("dim", b"32")])
@@ -474,7 +492,7 @@ def test_a_manifest_that_contradicts_the_vectors(copy: Path, small_bundle: Bundl
     changed = re.sub(b'"%s": [0-9]+' % field.encode(), b'"%s": %s' % (field.encode(), value), manifest.read_bytes())
     manifest.write_bytes(changed)
     seal(copy)
-    assert "index.faiss does not hold " in refusal(copy, small_bundle)
+    assert "g000001 does not hold " in refusal(copy, small_bundle)
 
 
 @pytest.mark.parametrize(
@@ -624,7 +642,7 @@ def test_cli_build_and_info(tmp_path: Path, small_bundle: Bundle, capsys: pytest
     assert (lines["name"], lines["generation"]) == ("english", "g000002")
     assert lines["passages"] == "5 from p.tsv"
     assert lines["cut"] == "0 passages were cut to the tower's length (0.00% of all tokens)"
-    assert lines["vectors"] == "64 dimensions, Flat, inner_product"
+    assert lines["vectors"] == "64 dimensions, flat (Flat), inner_product"
     assert f"tower_id {manifest.tower_id}" in printed
 
 

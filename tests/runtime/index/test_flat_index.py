@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from narrows.errors import IndexFileError
 from narrows.index import SearchHits
-from narrows.index.flat import FlatIndex, header
+from narrows.index.flat import FlatIndex
+from narrows.index.vector_file import header
 
 Vectors = npt.NDArray[np.float32]
 REPRODUCIBLE = settings(derandomize=True, deadline=None, max_examples=40)

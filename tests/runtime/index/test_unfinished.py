@@ -20,9 +20,11 @@ from system_calls import traced
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, PassageFileError
 from narrows.index import chunks, unfinished
-from narrows.index.build import BuildReport, BuildRequest, Progress, build_index
+from narrows.index.build import BuildRequest, build_index
 from narrows.index.opened import open_index
+from narrows.index.progress import Progress
 from narrows.index.store import read_manifest
+from narrows.index.target import BuildReport
 from narrows_tools.cli.main import main
 
 KILLS = Path(__file__).parent / "kills.py"

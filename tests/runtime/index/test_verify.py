@@ -15,14 +15,18 @@ from narrows import integrity
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError
 from narrows.index import opened, store
-from narrows.index.build import BuildRequest, Progress, build_index
-from narrows.index.flat import header
-from narrows.index.store import GENERATION_FILES
+from narrows.index.build import BuildRequest, build_index
+from narrows.index.presets import FLAT_PLAN
+from narrows.index.progress import Progress
+from narrows.index.store import TRUNCATED, vector_files
+from narrows.index.vector_file import header
 from narrows.index.verify import VerifyReport, verify_index
+from narrows.passages import FILES
 from narrows_export import corpus
 from narrows_tools.cli.main import main
 
 DIM, COUNT = 64, 300
+FLAT_FILES = (*vector_files(FLAT_PLAN), TRUNCATED, *FILES)
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def seal(path: Path, **changes: Any) -> None:
     """Makes the manifest and CURRENT fit files that the test has changed: only what they hold can tell then."""
     directory = path / "g000001"
     manifest = json.loads((directory / "manifest.json").read_bytes()) | changes
-    for name in GENERATION_FILES:
+    for name in FLAT_FILES:
         sha256 = integrity.hash_files([directory / name])[directory / name]
         manifest["files"][name] = {"size_bytes": (directory / name).stat().st_size, "sha256": sha256}
     data = json.dumps(manifest).encode()
@@ -70,7 +74,7 @@ def test_a_whole_index(copy: Path, small_bundle: Bundle) -> None:
     assert verify(copy, small_bundle, sample=0).sample == 0
 
 
-@pytest.mark.parametrize("name", GENERATION_FILES)
+@pytest.mark.parametrize("name", FLAT_FILES)
 def test_every_changed_file_is_named(copy: Path, small_bundle: Bundle, name: str) -> None:
     file = copy / "g000001" / name
     file.write_bytes(file.read_bytes() + b"x")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.settings import ABOUT
+from narrows_tools.cli import index_merge
 from narrows_tools.cli.arguments import check_output, device, natural, threads
+from narrows_tools.cli.index_vectors import add_vector_arguments, described, described_recall, tuning, wanted
 
 if TYPE_CHECKING:
     from narrows.index.store import SkippedRows
@@ -22,7 +25,9 @@ EPILOG = """passage files, plain or gzipped:
 
 examples:
   narrows index build --bundle nq.bundle --passages psgs_w100.tsv.gz --out wiki.index
-  narrows index build --bundle nq.bundle --passages new.jsonl --out wiki.index --replace --skip-bad"""
+  narrows index build --bundle nq.bundle --passages new.jsonl --out wiki.index --replace --skip-bad
+  narrows index build --bundle nq.bundle --passages psgs_w100.tsv.gz --out wiki.index \\
+    --preset hnsw --questions nq-dev.qa.csv --target-recall 0.98"""
 SKIP_BAD = """leave bad rows out (wrong columns, invalid UTF-8, malformed JSON, empty passage, empty, over-long or
 duplicate id), count them and name the first few; a damaged gzip file, and a TSV row whose quotation mark is not closed
 on its line, stay errors"""
@@ -36,22 +41,14 @@ def add(commands: "Commands") -> None:
     build = actions.add_parser(
         "build",
         help="encode a file of passages into an index",
-        description="Encodes passages with a bundle's context encoder and writes an exact (flat) index. The file is "
-        "checked whole before encoding begins. A build that was stopped, in whatever way, goes on where it was when "
-        "the same command is started again, to the same result.",
+        description="Encodes passages with a bundle's context encoder and writes an index: exact (flat), unless "
+        "another preset is asked for. The file is checked whole before encoding begins. A build that was stopped, in "
+        "whatever way, goes on where it was when the same command is started again, to the same result.",
         epilog=EPILOG,
     )
     build.add_argument("--bundle", required=True, type=Path, help="bundle whose context encoder to use")
     build.add_argument(
         "--passages", required=True, type=Path, metavar="FILE", help="passages: .tsv or .jsonl, or .gz of them"
-    )
-    build.add_argument("--out", required=True, type=Path, metavar="INDEX", help="directory to write")
-    build.add_argument(
-        "--name", help="the index's name in requests and replies (default: the name of --out without suffix)"
-    )
-    build.add_argument("--replace", action="store_true", help="build the next generation of an index that exists")
-    build.add_argument(
-        "--restart", action="store_true", help="throw away the build that was stopped in --out, and begin anew"
     )
     build.add_argument("--skip-bad", action="store_true", help=SKIP_BAD)
     build.add_argument(
@@ -74,9 +71,17 @@ def add(commands: "Commands") -> None:
         type=device,
         help="where to encode (default: auto, the first GPU if CUDA loads, else the CPU)",
     )
-    build.add_argument("--threads", type=threads, default=0, metavar="N", help="encoder threads (default: all cores)")
-    build.add_argument("--json", action="store_true", help="print the report as JSON")
+    build.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="only the I-th of N equal parts of the passages, from 1; `narrows index merge` puts the parts together",
+    )
+    index_merge.add_target_arguments(build)
+    add_vector_arguments(build)
     build.set_defaults(run=run_build)
+
+    index_merge.add(actions)
 
     verify = actions.add_parser(
         "verify",
@@ -105,45 +110,26 @@ def add(commands: "Commands") -> None:
     info.set_defaults(run=run_info)
 
 
+def shard(text: str) -> tuple[int, int]:
+    """Which part of how many: I/N."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N, such as 2/4")
+    return int(match[1]), int(match[2])
+
+
 def run_build(options: argparse.Namespace) -> int:
     """Builds, with progress on stderr and the report on stdout."""
-    from tqdm import tqdm
-
     from narrows import variants
     from narrows.bundle import open_bundle
     from narrows.device import choose as choose_device
     from narrows.durable import write_file
-    from narrows.index.build import BuildRequest, Progress, build_index
+    from narrows.index.build import BuildRequest, build_index
     from narrows.index.store import TRUNCATED
+    from narrows.index.storing import Shard
     from narrows.index.unfinished import BUILD, read_journal
     from narrows.process import available_cores
-
-    class Bars(Progress):
-        """A count while reading; the estimate; then passages/s and ETA while encoding."""
-
-        def __init__(self) -> None:
-            self.bar = tqdm(desc="reading", unit=" passages", file=sys.stderr)
-            self.kept = 0
-
-        def reading(self, passages: int) -> None:
-            self.bar.update(passages - self.bar.n)
-
-        def resuming(self, encoded: int, passages: int) -> None:
-            self.bar.close()
-            self.kept = encoded
-            print(f"resuming at {encoded} of {passages} passages", file=sys.stderr)
-
-        def estimated(self, passages: int, seconds: float) -> None:
-            self.bar.close()
-            minutes, rest = divmod(round(seconds), 60)
-            print(f"encoding {passages} passages should take about {minutes} min {rest} s", file=sys.stderr)
-            self.bar = tqdm(
-                desc="encoding", total=self.kept + passages, initial=self.kept,
-                unit=" passages", file=sys.stderr, smoothing=0.05,
-            )  # fmt: skip
-
-        def encoded(self, passages: int) -> None:
-            self.bar.update(passages)
+    from narrows_tools.cli.index_progress import Bars
 
     if options.truncated_report:
         check_output(options.truncated_report)
@@ -157,6 +143,9 @@ def run_build(options: argparse.Namespace) -> int:
         restart=options.restart,
         skip_bad=options.skip_bad,
         device=choose_device(options.device, options.variant),
+        wanted=wanted(options),
+        tuning=tuning(options),
+        shard=Shard(*options.shard) if options.shard else None,
     )
     bundle = open_bundle(options.bundle)
     warning = variants.choose(bundle.manifest, options.variant, "").warning
@@ -164,13 +153,13 @@ def run_build(options: argparse.Namespace) -> int:
     try:
         report = build_index(bundle, request, bars)
     except (KeyboardInterrupt, OSError):  # a full disk is one
-        bars.bar.close()
+        bars.close()
         if journal := read_journal(options.out / BUILD):
             encoded = f"{journal.encoded.rows} of {journal.count} passages are encoded and kept"
             print(f"{encoded}: the same command goes on from there (--restart begins anew)", file=sys.stderr)
         raise
     finally:
-        bars.bar.close()
+        bars.close()
     if warning:
         print(f"WARNING: this index will be served by default with {warning}", file=sys.stderr)
     if options.truncated_report:
@@ -179,10 +168,13 @@ def run_build(options: argparse.Namespace) -> int:
         print(json.dumps(asdict(report)))
         return 0
     print(
-        f"wrote {report.index} ({report.generation}): {report.count} passages of {report.dim} dimensions, "
-        f"{report.size_bytes / 2**20:.1f} MiB; {report.passages_per_s:.0f} passages/s on {request.device.name}; "
+        f"wrote {report.index} ({report.generation}): {report.count} passages of "
+        f"{described(report.plan, report.dim)}, {report.size_bytes / 2**20:.1f} MiB; "
+        f"{report.passages_per_s:.0f} passages/s on {request.device.name}; "
         f"{_cut(report.truncated_count, report.cut_token_count, report.token_count)}"
     )
+    if report.recall:
+        print(f"recall: {described_recall(report.recall)}")
     for line in _skipped(report.skipped):
         print(f"skipped {line}")
     return 0
@@ -249,11 +241,13 @@ def run_info(options: argparse.Namespace) -> int:
         "generation": generation,
         "passages": f"{manifest.count} from {manifest.source}",
         "cut": _cut(manifest.truncated_count, manifest.cut_token_count, manifest.token_count),
-        "vectors": f"{manifest.dim} dimensions, {manifest.factory}, {manifest.metric}",
+        "vectors": f"{described(manifest.plan, manifest.dim)}, {manifest.metric}",
         "filled by": f"bundle {manifest.bundle}, variant {manifest.variant}, tower_id {manifest.tower_id}",
         "size": f"{size_bytes / 2**20:.1f} MiB",
         "made by": manifest.created_by,
     }
+    if not manifest.plan.is_exact or manifest.recall:
+        rows["recall"] = described_recall(manifest.recall)
     try:
         if journal := read_journal(options.index / BUILD):
             rows["unfinished"] = (

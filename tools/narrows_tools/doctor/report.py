@@ -213,7 +213,7 @@ def open_artifacts(bundle_path: Path | None, index_path: Path | None) -> list[Ar
             elif damaged := damages(index_path, generation, manifest, manifest_sha256, "full"):
                 raise IndexFileError(f"{damaged[0]}; build the index again")
             size_bytes = sum(file.size_bytes for file in manifest.files.values())
-            holds = f"{manifest.count} passages, {manifest.factory}, {manifest.dim} dimensions, {generation}"
+            holds = f"{manifest.count} passages, {manifest.plan.factory}, {manifest.dim} dimensions, {generation}"
             artifacts.append(Artifact("index", str(index_path), size_bytes, holds))
         except NarrowsError as error:
             artifacts.append(Artifact("index", str(index_path), error=str(error)))

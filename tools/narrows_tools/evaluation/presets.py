@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import faiss
 import numpy as np
 
 import narrows
@@ -19,9 +18,10 @@ from narrows import passage_files
 from narrows.bundle import Bundle, Role, TextPreset
 from narrows.encoder import Embeddings
 from narrows.errors import EvaluationError, PassageFileError
-from narrows.index import flat
+from narrows.index.flat import FlatIndex
 from narrows.index.opened import open_index
 from narrows.index.store import VECTORS
+from narrows.index.vector_file import header
 from narrows.offline import embed, embed_chunks
 from narrows.passages import Passages, PassageWriter
 from narrows.tokenizer import TokenizedText, TowerTokenizer
@@ -118,12 +118,11 @@ def preset_costs(
 def _indexed(bundle: Bundle, path: Path, threads: int) -> tuple[Passages, Embeddings]:
     """An index's passages and vectors."""
     index = open_index(path, bundle, threads)
-    if index.manifest.factory != "Flat":
+    if index.vectors.fidelity != "fp32":
         raise EvaluationError(
-            f"{path} holds vectors as {index.manifest.factory}, not all as they are: give --passages instead of --index"
+            f"{path} holds its vectors as {index.manifest.plan.factory}: give --passages instead of --index"
         )
-    stored = faiss.read_index(str(path / index.generation / VECTORS))
-    return index.passages, stored.reconstruct_n(0, stored.ntotal)
+    return index.passages, index.vectors.decode(np.arange(index.vectors.count))
 
 
 def _stored(file: Path, directory: Path) -> Passages:
@@ -176,10 +175,10 @@ def _searcher(
     """Exact search over vectors, as over an index of them."""
     file = scratch / VECTORS
     with file.open("wb") as stream:
-        stream.write(flat.header(vectors.shape[1], len(vectors)))
+        stream.write(header(vectors.shape[1], len(vectors)))
         stream.write(np.ascontiguousarray(vectors, dtype="<f4").data)
     max_norm = float(np.linalg.norm(vectors.astype(np.float64), axis=1).max())
-    index = flat.FlatIndex(file, passages.id_rank, max_norm, threads)
+    index = FlatIndex(file, passages.id_rank, max_norm, threads)
     file.unlink()  # it stays mapped
     searched = Searched(
         bundle=bundle.manifest.name,

@@ -1,0 +1,117 @@
+"""Approximate search: candidates from a FAISS structure, scored again where vectors are stored beside it.
+
+An answer does not depend on who else is asking: FAISS compares many queries at once with the centroids of its lists by
+a matrix product, whose last bits, and so the lists it picks, move with their number. So each query is searched alone,
+and threads share the queries; on the measured presets that costs nothing (decision 053).
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from narrows.errors import IndexFileError
+from narrows.index import Fidelity, SearchHits, structures
+from narrows.index.flat import FlatIndex
+from narrows.index.presets import SearchSettings
+from narrows.index.rescoring import Best, Rows, inner_products, ranked
+from narrows.index.vector_file import read_mapped
+
+Scores = npt.NDArray[np.float32]
+MARGIN = 16  # candidates fetched beyond k: of equal scores at the cut, the lowest ids are wanted
+
+
+class ApproximateIndex:
+    """A FAISS structure, mapped from its file where FAISS can. `search` may be called from one thread at a time."""
+
+    affinity: Literal["own", "device"] = "own"
+
+    def __init__(
+        self,
+        file: Path,
+        dim: int,
+        stored: FlatIndex | None,
+        id_rank: npt.NDArray[np.uint32],
+        max_norm: float,
+        settings: SearchSettings,
+        threads: int,
+    ) -> None:
+        """Opens `file`; `stored` holds the vectors that candidates are scored with, if any.
+
+        Raises:
+            IndexFileError: FAISS cannot read the file, or it does not hold that many vectors of `dim`.
+        """
+        self.count, self.dim, self.max_norm = len(id_rank), dim, max_norm
+        self._index = read_mapped(file, 0)
+        self._is_graph = structures.kind(self._index) == "graph"
+        if self._index.ntotal != self.count or self._index.d != dim + self._is_graph:
+            raise IndexFileError(f"{file} does not hold {self.count} vectors of {dim}; build the index again")
+        self.stored = stored
+        self.fidelity: Fidelity = "coded"
+        if stored is not None:
+            self.fidelity = stored.fidelity
+        elif self._is_graph and isinstance(faiss.downcast_index(self._index.storage), faiss.IndexFlat):
+            self.fidelity = "fp32"
+        self._id_rank = id_rank
+        self._pool = ThreadPoolExecutor(threads, "narrows-search", _search_with_one_thread)
+        self.use(settings)
+
+    def use(self, settings: SearchSettings) -> None:
+        """Searches so hard from now on.
+
+        Raises:
+            IndexFileError: the structure has no such parameters.
+        """
+        structures.set_parameters(self._index, settings.parameters)
+        self.settings = settings
+
+    def sample(self, count: int) -> npt.NDArray[np.float32]:
+        """Up to so many vectors like its own, float32 (count, dim): it need not hold any as they were."""
+        found = np.random.default_rng(0).standard_normal((min(count, self.count), self.dim)).astype(np.float32)
+        found *= self.max_norm / np.linalg.norm(found, axis=1, keepdims=True)
+        return found
+
+    def search(self, queries: npt.NDArray[np.float32], k: int) -> SearchHits:
+        """Finds about the k best passages of each query; always min(k, count) of them.
+
+        Args:
+            queries: float32 (queries, dim), finite.
+            k: passages wanted.
+        """
+        k = min(k, self.count)
+        found: Iterable[Best] = self._pool.map(lambda query: self._search_one(query, k), queries)
+        scores, rows = zip(*found, strict=True) if len(queries) else ((), ())
+        return SearchHits(
+            np.array(scores, dtype=np.float32).reshape(-1, k), np.array(rows, dtype=np.int64).reshape(-1, k)
+        )
+
+    def _search_one(self, query: npt.NDArray[np.float32], k: int) -> Best:
+        fetch = min(self.count, max(k + MARGIN, int(k * self.settings.refine)))
+        asked = np.append(query, np.float32(0)) if self._is_graph else query
+        asked = np.ascontiguousarray(asked, dtype=np.float32)[None]
+        scores, rows = self._index.search(asked, fetch)
+        if (rows[0] < 0).sum() > fetch - k:  # few lists, or a part of the graph that no link leads out of
+            scores, rows = structures.search_all(self._index, asked, fetch)
+        found = rows[0] >= 0
+        rows = rows[0][found]
+        return ranked(self._scores(query, rows, scores[0][found]), rows, self._id_rank, k)
+
+    def _scores(self, query: npt.NDArray[np.float32], rows: Rows, own: npt.NDArray[np.float32]) -> Scores:
+        """The scores of some rows: those that the structure gave them, its own, only where it knows no better."""
+        if self.stored is not None:
+            return self.stored.scores(query, rows)
+        return inner_products(self.decode, query, rows) if self._is_graph else own
+
+    def decode(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """The vectors of some rows as they are held, float32 (rows, dim): those stored beside it, if any."""
+        if self.stored is not None:
+            return self.stored.decode(rows)
+        return structures.decode(self._index, rows)[:, : self.dim]
+
+
+def _search_with_one_thread() -> None:
+    faiss.omp_set_num_threads(1)  # a setting of the calling thread

@@ -1,0 +1,72 @@
+"""A file of passages -> the passages' files of an index, each row checked."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from narrows import passage_files
+from narrows.errors import PassageFileError
+from narrows.index.progress import Progress
+from narrows.index.store import SkippedRows
+from narrows.passage_files import BadRow
+from narrows.passages import Passage, PassageWriter
+
+NAMED_SKIPS = 5  # bad rows named for each reason
+TOLD_EVERY = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of several parts of a file of passages: consecutive rows, as many as in any other part, or one more."""
+
+    number: int  # from 1
+    of: int
+
+    def rows(self, count: int) -> range:
+        """The part's rows of a file with so many."""
+        return range((self.number - 1) * count // self.of, self.number * count // self.of)
+
+    def __str__(self) -> str:
+        """As it is given: i/n."""
+        return f"{self.number}/{self.of}"
+
+
+def store_passages(
+    file: Path, directory: Path, skip_bad: bool, shard: Shard | None, progress: Progress
+) -> tuple[int, dict[str, SkippedRows]]:
+    """Stores a file's passages, or the part of them that a shard is; returns how many, and what was left out of all.
+
+    Raises:
+        PassageFileError: the file breaks its format, or holds no passage, or fewer than there are shards.
+    """
+    rows = None
+    if shard:
+        count = sum(1 for _ in _read(file, skip_bad, {}, progress))
+        if count < shard.of:
+            raise PassageFileError(f"{file}: it holds {count} passages, too few for {shard.of} shards")
+        rows = shard.rows(count)
+    skipped: dict[str, SkippedRows] = {}
+    stored = 0
+    with PassageWriter(directory) as writer:
+        for row, passage in enumerate(_read(file, skip_bad, skipped, progress)):
+            if rows is None or row in rows:
+                writer.append(passage)
+                stored += 1
+        if not stored:
+            all_bad = f" ({sum(bad.count for bad in skipped.values())} bad rows were skipped)" if skipped else ""
+            raise PassageFileError(f"{file}: it holds no passages{all_bad}")
+    return stored, skipped
+
+
+def _read(file: Path, skip_bad: bool, skipped: dict[str, SkippedRows], progress: Progress) -> Iterator[Passage]:
+    def skip(row: BadRow) -> None:
+        found = skipped.get(row.reason, SkippedRows(0, ()))
+        named = (*found.first, f"{row.line}: {row.message}")[:NAMED_SKIPS]
+        skipped[row.reason] = SkippedRows(found.count + 1, named)
+
+    count = 0
+    for count, row in enumerate(passage_files.read(file, skip if skip_bad else None), start=1):
+        yield row.passage
+        if count % TOLD_EVERY == 0:
+            progress.reading(count)
+    progress.reading(count)
