@@ -85,6 +85,10 @@ class PassageFileError(NarrowsError):
     """A file of passages or documents breaks its format. The message starts with file and line."""
 
 
+class EmbeddingFileError(NarrowsError):
+    """A file of finished embeddings is damaged, of a kind that is not read, or holds more than lists and arrays."""
+
+
 class QuestionFileError(NarrowsError):
     """A question file breaks its format. The message starts with file and, where it can, line."""
 
