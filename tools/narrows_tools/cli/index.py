@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows.settings import ABOUT
-from narrows_tools.cli import index_merge
+from narrows_tools.cli import index_import, index_merge
 from narrows_tools.cli.arguments import check_output, device, natural, threads
 from narrows_tools.cli.index_vectors import add_vector_arguments, described, described_recall, tuning, wanted
 
@@ -82,6 +82,7 @@ def add(commands: "Commands") -> None:
     build.set_defaults(run=run_build)
 
     index_merge.add(actions)
+    index_import.add(actions)
 
     verify = actions.add_parser(
         "verify",

@@ -2,9 +2,10 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from narrows_tools.cli.arguments import threads
@@ -89,10 +90,10 @@ def _run(options: argparse.Namespace, sources: Sequence[Path]) -> int:
     return 0
 
 
-def print_report(report: "BuildReport", as_json: bool) -> None:
-    """Prints what was made, on stdout."""
+def print_report(report: "BuildReport", as_json: bool, more: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Prints what was made, on stdout; `more` goes into the JSON."""
     if as_json:
-        print(json.dumps(asdict(report)))
+        print(json.dumps({**asdict(report), **more}))
         return
     print(
         f"wrote {report.index} ({report.generation}): {report.count} passages of "

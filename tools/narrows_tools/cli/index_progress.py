@@ -39,6 +39,12 @@ class Bars(Progress):
         """So many more."""
         self.bar.update(passages)
 
+    def importing(self, vectors: int, passages: int) -> None:
+        """So many are in."""
+        if self.bar.desc != "importing":
+            self._begin("importing", passages, 0)
+        self.bar.update(vectors - self.bar.n)
+
     def training(self, rows: int) -> None:
         """Says that training begins; FAISS does not tell how far it is."""
         self._say(f"training on {rows} vectors")

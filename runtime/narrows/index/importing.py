@@ -1,0 +1,232 @@
+"""`narrows index import`: embeddings that others have made -> an index, if the bundle's context encoder agrees.
+
+Passages are stored as in a build; each vector goes to the row of its id; a sample of the passages is encoded again.
+Only when that agrees is the index the tower's (contract 4). The rest is as in every build (narrows.index.sealing).
+An import that was stopped goes on once all vectors are in and checked; before, it begins anew.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+import narrows
+from narrows import durable
+from narrows.bundle import REFERENCE_VARIANT, Bundle
+from narrows.errors import EmbeddingFileError, MismatchError, PassageFileError
+from narrows.index import chunks, embedding_files, sealing, unfinished
+from narrows.index.embedding_files import EmbeddingFiles
+from narrows.index.progress import Progress
+from narrows.index.sealing import Origin
+from narrows.index.store import TRUNCATED, VECTORS
+from narrows.index.storing import store_passages
+from narrows.index.target import BuildReport, Target, check, held, report
+from narrows.index.unfinished import BUILD, Encoded, Inputs, Journal
+from narrows.index.vector_file import VectorFile, header
+from narrows.offline import embed
+from narrows.passages import Passages
+from narrows.towers import Tower, load_towers
+
+LEAST_COSINE = 0.999  # of each passage of the sample: half precision on a GPU keeps 0.9999, another text does not
+MOST_NORM_DIFFERENCE = 0.01  # relative: inner products are of lengths, too
+NAMED = 3  # ids named in an error
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRequest:
+    """What to import.
+
+    `embeddings` are files or directories (narrows.index.embedding_files), `id_prefix` is what their ids have before
+    those of `passages`; `sample` passages, chosen by `seed`, are encoded again.
+    """
+
+    embeddings: Sequence[Path]
+    passages: Path
+    id_prefix: str = ""
+    skip_bad: bool = False
+    sample: int = 200
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How the sample, encoded again, compares with what was imported."""
+
+    sample: int
+    lowest_cosine: float
+    mean_cosine: float
+    largest_norm_difference: float
+
+
+def import_index(
+    bundle: Bundle, request: ImportRequest, target: Target, progress: Progress
+) -> tuple[BuildReport, Agreement | None]:
+    """Makes an index of them; the agreement is None where an import that had been checked went on.
+
+    Raises:
+        EmbeddingFileError: the embeddings cannot be read, are not of the tower's dimension, have an id twice, or one
+            of no passage; or a passage has none.
+        PassageFileError: the passages break their format.
+        MismatchError: the sample does not agree: they are another encoder's, or of other texts.
+        IndexFileError: as when building.
+    """
+    check(target)
+    found = embedding_files.find(request.embeddings)
+    tower = load_towers(bundle, REFERENCE_VARIANT, 1, ["context_encoder"])["context_encoder"]
+    inputs = _inputs(tower, request, found)
+    agreement = None
+    with held(target, inputs) as begun:
+        if begun.done:
+            return report(target, *begun.done, begun.done[1].count, 0.0), None
+        journal = begun.journal
+        if journal:
+            progress.resuming(journal.encoded.rows, journal.count)
+        else:
+            journal, agreement = _store(tower, request, found, inputs, target, progress)
+        source = f"{request.passages.name}, vectors of {found.files[0].name}" + ", ..." * (len(found.files) > 1)
+        origin = Origin(bundle.manifest.name, source, durable.sha256_file(request.passages))
+        generation, manifest = sealing.seal(bundle, journal, origin, target, progress)
+    return report(target, generation, manifest, journal.count, 0.0), agreement
+
+
+def _inputs(tower: Tower, request: ImportRequest, found: EmbeddingFiles) -> Inputs:
+    """Embeddings are known by name, size and time: reading them all to hash them would take as long as the import."""
+    try:
+        states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in found.files]
+        passages_sha256 = durable.sha256_file(request.passages)
+    except OSError as error:
+        raise PassageFileError(f"{error.filename}:1: cannot be read: {error.strerror or error}") from None
+    source = repr((states, passages_sha256, request.id_prefix))
+    return Inputs(
+        program=f"narrows {narrows.__version__}, importing",
+        tower_id=tower.manifest.tower_id,
+        variant=REFERENCE_VARIANT,
+        model_sha256="",
+        source_sha256=hashlib.sha256(source.encode()).hexdigest(),
+        skip_bad=request.skip_bad,
+    )
+
+
+def _store(
+    tower: Tower, request: ImportRequest, found: EmbeddingFiles, inputs: Inputs, target: Target, progress: Progress
+) -> tuple[Journal, Agreement]:
+    """Fills INDEX/.build with passages and vectors, checks them, and begins its journal; leaves nothing on failure."""
+    unfinished.clear(target.out)
+    directory = target.out / BUILD
+    directory.mkdir()
+    try:
+        count, skipped = store_passages(request.passages, directory, request.skip_bad, None, progress)
+        sealing.checked_plan(target.wanted, count, tower.manifest.dim, progress)
+        passages = Passages(directory)
+        max_norm = _write_vectors(directory / VECTORS, passages, tower.manifest.dim, found, request, progress)
+        (directory / TRUNCATED).write_bytes(b"")  # the encoder that cut the texts was another program
+        progress.step("encoding a sample again")
+        vectors = VectorFile(directory / VECTORS, tower.manifest.dim, count)
+        agreement = _agreement(tower, passages, vectors, request, target.threads)
+        encoded = Encoded(rows=count, max_norm=max_norm)
+        return unfinished.adopt(target.out, inputs, tower.manifest.dim, encoded, skipped), agreement
+    except BaseException:
+        unfinished.clear(target.out)
+        raise
+
+
+def _write_vectors(
+    file: Path, passages: Passages, dim: int, found: EmbeddingFiles, request: ImportRequest, progress: Progress
+) -> float:
+    """Writes each vector at the row of its id; returns the longest's norm."""
+    start = header(dim, len(passages))
+    seen = np.zeros(len(passages), dtype=bool)
+    max_norm, written = 0.0, 0
+    with file.open("wb") as out:
+        out.write(start)
+        for block in embedding_files.read(found, request.id_prefix):
+            if block.vectors.shape[1] != dim:
+                raise EmbeddingFileError(
+                    f"{found.files[0]} has vectors of {block.vectors.shape[1]} dimensions, the bundle's context "
+                    f"encoder makes {dim}: give the bundle that made them"
+                )
+            rows = np.fromiter(_rows(block.ids, passages, request), dtype=np.int64, count=len(block.ids))
+            if seen[rows].any() or len(np.unique(rows)) < len(rows):
+                raise EmbeddingFileError(f"the id {_twice(block.ids, rows, seen)!r} has two vectors: give each once")
+            seen[rows] = True
+            max_norm = max(max_norm, float(np.linalg.norm(block.vectors.astype(np.float64), axis=1).max()))
+            for first, last in _runs(rows):
+                out.seek(len(start) + int(rows[first]) * dim * 4)
+                out.write(np.ascontiguousarray(block.vectors[first:last], dtype="<f4").data)
+            written += len(rows)
+            progress.importing(written, len(passages))
+        out.flush()
+        os.ftruncate(out.fileno(), len(start) + len(passages) * dim * 4)
+    missing = np.flatnonzero(~seen)
+    if len(missing):
+        ids = ", ".join(repr(passage.id) for passage in passages.get(missing[:NAMED], with_text=False))
+        raise EmbeddingFileError(
+            f"{len(missing)} of {len(passages)} passages have no vector (the first: {ids}): give all shards, and the "
+            "passages that were encoded"
+        )
+    return max_norm
+
+
+def _rows(ids: Sequence[str], passages: Passages, request: ImportRequest) -> Iterator[int]:
+    """The rows of ids; most often each is the one after the last."""
+    row: int | None = -1
+    for passage_id in ids:
+        guess = row + 1 if row is not None else 0
+        if guess < len(passages) and passages.id_bytes(guess) == passage_id.encode():
+            row = guess
+        else:
+            row = passages.find(passage_id)
+            if row is None:
+                prefix = "" if request.id_prefix else "; where the ids have a prefix, give it: --id-prefix wiki:"
+                raise EmbeddingFileError(
+                    f"there is a vector of {passage_id!r}, and {request.passages} has no such id{prefix}"
+                )
+        yield row
+
+
+def _twice(ids: Sequence[str], rows: npt.NDArray[np.int64], seen: npt.NDArray[np.bool_]) -> str:
+    """An id whose row was there before."""
+    before: set[int] = set()
+    for passage_id, row in zip(ids, rows.tolist(), strict=True):
+        if seen[row] or row in before:
+            return passage_id
+        before.add(row)
+    raise AssertionError("no row is there twice")
+
+
+def _runs(rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Where rows that follow one another begin and end."""
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    edges = [0, *breaks.tolist(), len(rows)]
+    yield from pairwise(edges)
+
+
+def _agreement(
+    tower: Tower, passages: Passages, vectors: VectorFile, request: ImportRequest, threads: int
+) -> Agreement:
+    """Encodes the sample again.
+
+    Raises:
+        MismatchError: a passage of it has another vector.
+    """
+    rows = np.sort(np.random.default_rng(request.seed).permutation(len(passages))[: request.sample])
+    again = embed(tower, chunks.tokenize(passages, tower, rows), threads).astype(np.float64)
+    imported = np.concatenate([vectors.read(row, row + 1) for row in rows.tolist()]).astype(np.float64)
+    norms, imported_norms = np.linalg.norm(again, axis=1), np.linalg.norm(imported, axis=1)
+    cosines = (again * imported).sum(axis=1) / np.maximum(norms * imported_norms, 1e-30)
+    differences = np.abs(imported_norms / np.maximum(norms, 1e-30) - 1)
+    wrong = np.flatnonzero((cosines < LEAST_COSINE) | (differences > MOST_NORM_DIFFERENCE))
+    if len(wrong):
+        ids = ", ".join(repr(passage.id) for passage in passages.get(rows[wrong[:NAMED]], with_text=False))
+        raise MismatchError(
+            f"{len(wrong)} of {len(rows)} passages, encoded again, have another vector than the one to import (the "
+            f"first: {ids}; lowest cosine {cosines.min():.4f}, lengths off by up to {differences.max():.1%}): the "
+            "vectors are another encoder's, or of other texts. Check --bundle and its text preset, --passages, and "
+            "--id-prefix"
+        )
+    return Agreement(len(rows), float(cosines.min()), float(cosines.mean()), float(differences.max()))

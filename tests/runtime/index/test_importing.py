@@ -1,0 +1,174 @@
+"""`narrows index import`: the vectors of DPR's and Pyserini's files become an index only if the encoder agrees."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from narrows.bundle import Bundle
+from narrows.errors import EmbeddingFileError, IndexFileError, MismatchError, NarrowsError
+from narrows.index.importing import Agreement, ImportRequest, import_index
+from narrows.index.opened import open_index
+from narrows.index.presets import FLAT, Wanted
+from narrows.index.progress import Progress
+from narrows.index.store import read_manifest
+from narrows.index.target import BuildReport, Target
+from narrows_export import corpus
+from narrows_tools.cli.main import main
+
+Vectors = npt.NDArray[np.float32]
+COUNT, DIM = 300, 64
+
+
+@pytest.fixture
+def made(small_index: Path, small_bundle: Bundle) -> tuple[list[str], Vectors]:
+    """Ids and vectors as the bundle's own context encoder made them."""
+    index = open_index(small_index, small_bundle, 1)
+    ids = [passage.id for passage in index.passages.get(range(COUNT), with_text=False)]
+    return ids, index.vectors.decode(np.arange(COUNT))
+
+
+def pickles(directory: Path, ids: list[str], vectors: Vectors, prefix: str = "wiki:") -> list[Path]:
+    """Two shards, as generate_dense_embeddings.py writes them."""
+    files = []
+    for shard, rows in enumerate((range(200), range(200, len(ids)))):
+        files.append(directory / f"passages_{shard}")
+        with files[-1].open("wb") as out:
+            pickle.dump([(prefix + ids[row], vectors[row]) for row in rows], out)
+    return files
+
+
+def dpr_faiss(directory: Path, ids: list[str], vectors: Vectors) -> list[Path]:
+    """DPR's index of a graph and its ids."""
+    squared = (vectors.astype(np.float64) ** 2).sum(axis=1)
+    index = faiss.IndexHNSWFlat(DIM + 1, 8)
+    index.add(np.hstack([vectors, np.sqrt(squared.max() - squared)[:, None]]).astype(np.float32))
+    faiss.write_index(index, str(directory / "index.dpr"))
+    (directory / "index_meta.dpr").write_bytes(pickle.dumps(["wiki:" + passage_id for passage_id in ids]))
+    return [directory]
+
+
+def pyserini(directory: Path, ids: list[str], vectors: Vectors) -> list[Path]:
+    """Pyserini's directory; in an order of its own."""
+    order = np.random.default_rng(0).permutation(len(ids))
+    index = faiss.IndexFlatIP(DIM)
+    index.add(vectors[order])
+    faiss.write_index(index, str(directory / "index"))
+    (directory / "docid").write_text("".join(f"wiki:{ids[row]}\n" for row in order))
+    return [directory]
+
+
+def imported(
+    bundle: Bundle,
+    out: Path,
+    embeddings: list[Path],
+    wanted: Wanted = FLAT,
+    **more: object,
+) -> tuple[BuildReport, Agreement | None]:
+    request = ImportRequest(embeddings, corpus.passages_file("en"), **({"id_prefix": "wiki:"} | more))  # type: ignore[arg-type]
+    return import_index(bundle, request, Target(out, "x", 1, wanted=wanted), Progress())
+
+
+@pytest.mark.parametrize("write", [pickles, dpr_faiss, pyserini])
+def test_every_layout_gives_the_index_that_a_build_gives(
+    tmp_path: Path,
+    small_bundle: Bundle,
+    small_index: Path,
+    made: tuple[list[str], Vectors],
+    write: Callable[[Path, list[str], Vectors], list[Path]],
+) -> None:
+    out = tmp_path / "x.index"
+    (tmp_path / "theirs").mkdir()
+    report, agreement = imported(small_bundle, out, write(tmp_path / "theirs", *made))
+    assert agreement
+    assert (report.count, agreement.sample) == (COUNT, 200)
+    assert agreement.lowest_cosine > 0.999999
+    for name in ("index.faiss", "passages.blob", "id_rank.npy"):
+        assert (out / "g000001" / name).read_bytes() == (small_index / "g000001" / name).read_bytes()
+    mine, built = read_manifest(out)[1], read_manifest(small_index)[1]
+    assert (mine.tower_id, mine.max_norm) == (built.tower_id, built.max_norm)
+
+
+def test_half_precision_from_a_gpu_agrees(
+    tmp_path: Path, small_bundle: Bundle, made: tuple[list[str], Vectors]
+) -> None:
+    ids, vectors = made
+    _, agreement = imported(small_bundle, tmp_path / "x.index", pickles(tmp_path, ids, vectors.astype(np.float16)))
+    assert agreement
+    assert 0.9999 < agreement.lowest_cosine < 1
+
+
+def refused(bundle: Bundle, tmp_path: Path, embeddings: list[Path], kind: type[NarrowsError], **more: object) -> str:
+    """What the error says; nothing is left behind."""
+    out = tmp_path / "x.index"
+    with pytest.raises(kind) as error:
+        imported(bundle, out, embeddings, **more)  # type: ignore[arg-type]
+    assert not out.exists()
+    return str(error.value)
+
+
+def test_vectors_of_other_passages_are_refused(
+    tmp_path: Path, small_bundle: Bundle, made: tuple[list[str], Vectors]
+) -> None:
+    ids, vectors = made
+    said = refused(small_bundle, tmp_path, pickles(tmp_path, ids, np.roll(vectors, 1, axis=0)), MismatchError)
+    assert said.startswith("200 of 200 passages, encoded again, have another vector")
+
+
+def test_a_few_wrong_vectors_are_refused_when_the_sample_holds_them(
+    tmp_path: Path, small_bundle: Bundle, made: tuple[list[str], Vectors]
+) -> None:
+    ids, vectors = made
+    vectors[7] *= 1.5  # the direction is right
+    said = refused(small_bundle, tmp_path, pickles(tmp_path, ids, vectors), MismatchError, sample=COUNT)
+    assert (
+        f"1 of 300 passages, encoded again, have another vector than the one to import (the first: '{ids[7]}'" in said
+    )
+
+
+def test_ids_that_do_not_fit(tmp_path: Path, small_bundle: Bundle, made: tuple[list[str], Vectors]) -> None:
+    ids, vectors = made
+    files = pickles(tmp_path, ids, vectors)
+    said = refused(small_bundle, tmp_path, files, EmbeddingFileError, id_prefix="")
+    assert said.endswith("has no such id; where the ids have a prefix, give it: --id-prefix wiki:")
+    assert "2 of 300 passages have no vector" not in said
+    said = refused(small_bundle, tmp_path, pickles(tmp_path, ids[:-2], vectors), EmbeddingFileError)
+    assert said.startswith(f"2 of 300 passages have no vector (the first: '{ids[-2]}', '{ids[-1]}')")
+    said = refused(small_bundle, tmp_path, pickles(tmp_path, [*ids[:-1], ids[0]], vectors), EmbeddingFileError)
+    assert said.startswith(f"the id '{ids[0]}' has two vectors")
+    said = refused(small_bundle, tmp_path, pickles(tmp_path, [ids[0], *ids[:-1]], vectors), EmbeddingFileError)
+    assert said.startswith(f"the id '{ids[0]}' has two vectors")
+
+
+def test_another_dimension(tmp_path: Path, small_bundle: Bundle, made: tuple[list[str], Vectors]) -> None:
+    ids, vectors = made
+    files = pickles(tmp_path, ids, np.ascontiguousarray(vectors[:, :32]))
+    assert "has vectors of 32 dimensions, the bundle's context encoder makes 64" in refused(
+        small_bundle, tmp_path, files, EmbeddingFileError
+    )
+
+
+def test_a_factory_string_that_is_wrong_is_found_before_vectors_are_copied(
+    tmp_path: Path, small_bundle: Bundle, made: tuple[list[str], Vectors]
+) -> None:
+    (tmp_path / "passages_0").write_bytes(b"never read")
+    refused(small_bundle, tmp_path, [tmp_path / "passages_0"], IndexFileError, wanted=Wanted(factory="IVF4,Wrong"))
+
+
+def test_the_command(
+    tmp_path: Path, small_bundle: Bundle, made: tuple[list[str], Vectors], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = pickles(tmp_path, *made)
+    arguments = ["index", "import", "--bundle", str(small_bundle.path), "--passages", str(corpus.passages_file("en"))]
+    arguments += ["--embeddings", *map(str, files), "--id-prefix", "wiki:", "--out", str(tmp_path / "x.index")]
+    assert main([*arguments, "--preset", "sq8", "--verify-sample", "20", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["count"], printed["plan"]["factory"], printed["agreement"]["sample"]) == (COUNT, "SQ8", 20)
+    assert main([*arguments, "--replace"]) == 0
+    assert "200 passages encoded again agree: cosine 1.000000" in capsys.readouterr().out
+    assert main(["index", "verify", str(tmp_path / "x.index"), "--bundle", str(small_bundle.path)]) == 0
