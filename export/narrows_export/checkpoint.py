@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedModel
 
 from narrows.answers import LOGITS
-from narrows.bundle import Pooling, Role
+from narrows.bundle import Pooling, Role, SegmentIds
 from narrows.errors import CheckpointError
 from narrows_export import original, pickles
 from narrows_export.source import CheckpointFiles
@@ -51,6 +51,12 @@ class TorchTower:
     dim: int
     max_tokens: int
     tensors: Mapping[str, torch.Tensor]  # what was read and used, by the model's own names without prefix
+    separator: int | None = None  # the id behind whose first place segment ids are 1; None: they are 0 throughout
+
+    @property
+    def segment_ids(self) -> SegmentIds:
+        """As the manifest has them."""
+        return "zero" if self.separator is None else "pair"
 
 
 class SentenceTower(BertPreTrainedModel):
@@ -85,9 +91,11 @@ class ReaderTower(BertPreTrainedModel):
         self.bert = BertModel(config, add_pooling_layer=False)
         self.logits = torch.nn.Linear(config.hidden_size, LOGITS)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns {"logits": float32 (texts, tokens, 3)}."""
-        return {"logits": self.logits(self.bert(input_ids, attention_mask).last_hidden_state)}
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Returns {"logits": float32 (texts, tokens, 3)}; without segment ids (`token_type_ids`) they are zero."""
+        return {"logits": self.logits(self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state)}
 
 
 def load(files: CheckpointFiles, role: Role, max_tokens: int | None) -> TorchTower:

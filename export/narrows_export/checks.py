@@ -89,10 +89,17 @@ def real(output: Embeddings, token_ids: Sequence[TokenIds]) -> Embeddings:
 
 
 def run_torch(tower: TorchTower, token_ids: Sequence[TokenIds], pad_id: int) -> Embeddings:
-    """Embeds one right-padded batch with the PyTorch model, segment ids zero; float32 (texts, dim)."""
+    """Embeds one right-padded batch with the PyTorch model, with the tower's segment ids; float32 (texts, dim)."""
     input_ids, mask = pad_right(token_ids, pad_id)
+    inputs = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+    if tower.separator is not None:
+        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        for segments, ids in zip(inputs["token_type_ids"], token_ids, strict=True):
+            separators = np.flatnonzero(ids == tower.separator)
+            if len(separators):  # a question may fill the text
+                segments[separators[0] + 1 :] = 1
     with torch.no_grad():
-        output = tower.model(input_ids=torch.from_numpy(input_ids), attention_mask=torch.from_numpy(mask))
+        output = tower.model(**inputs)
     embeddings: Embeddings = output[tower.output].numpy()
     return embeddings
 

@@ -13,6 +13,7 @@ from narrows.bundle import (
     BundleManifest,
     PairCheck,
     Role,
+    SegmentIds,
     Source,
     TextPreset,
     TowerManifest,
@@ -46,6 +47,7 @@ class ExportRequest:
     allow_unpaired: bool = False
     variants: tuple[str, ...] = ()  # of the encoders, besides fp32, which is always made
     reader: str | None = None
+    reader_segments: SegmentIds = "zero"
     tokenizer: str | None = None  # of DPR's own files; None: the one that each says it began with
 
 
@@ -86,12 +88,14 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
     Raises:
         CheckpointError: a checkpoint cannot be used.
         ExportError: the output exists, a fusion is missing, parity fails, the towers' dimensions differ, a variant is
-            unknown or too far from fp32.
+            unknown or too far from fp32, segment ids are chosen for no reader.
         UnpairedTowersError: the pair check fails and `allow_unpaired` is not set.
     """
     if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
         raise ExportError(f"{request.out} exists already: delete it, or choose another --out")
     recipes.check_names(request.variants)
+    if request.reader_segments != "zero" and not request.reader:
+        raise ExportError(f"--reader-segments {request.reader_segments} is for a reader: give one as --reader")
     files: dict[Role, CheckpointFiles] = {}
     roles: dict[Role, str] = {"question_encoder": request.question_encoder, "context_encoder": request.context_encoder}
     for role, src in roles.items():
@@ -163,6 +167,8 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
     rust_tokenizer = build_tokenizer(settings, vocab)
     rust_tokenizer.save(str(out / "tokenizer.json"))
     tokenizer = TowerTokenizer(rust_tokenizer, settings, tower.max_tokens)
+    if role == "reader" and request.reader_segments == "pair":
+        tower = replace(tower, separator=tokenizer.sep_id)
 
     step(f"{label}: exporting and optimizing the graph")
     model_file = out / f"model.{REFERENCE_VARIANT}.onnx"
@@ -199,7 +205,7 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
         pooling=tower.pooling,
         normalize=tower.normalize,
         projection_dim=tower.projection_dim,
-        segment_ids="zero",
+        segment_ids=tower.segment_ids,
         tokenizer=settings,
         tokenizer_file="tokenizer.json",
         tokenizer_sha256=durable.sha256_file(out / "tokenizer.json"),

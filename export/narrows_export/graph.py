@@ -1,12 +1,11 @@
 """PyTorch tower -> optimized ONNX graph, with the fusions of its recipe asserted.
 
 optimum's TorchScript exporter with eager attention, then ONNX Runtime's transformer optimizer. What the optimizer does
-not recognize it leaves unfused without a word, so the counts are checked. Segment ids are no input: BERT fills in
-zeros, which become a difference of the ids, so that the graph computes with no shapes (narrows_export.segments). Three
-changes follow for speed: normalizations are split into operators with quicker kernels (narrows_export.normalization),
-padding is dropped outside of attention (narrows_export.packing), and a CLS-pooled tower is pruned
-(narrows_export.pruning); of a mean-pooled one every row is read, so there is nothing to prune. The last two are held to
-the bits that the graph had.
+not recognize it leaves unfused without a word, so the counts are checked. Segment ids are no input: the graph makes
+them of the token ids, where BERT fills in zeros by their shape (narrows_export.segments). Three changes follow for
+speed: normalizations are split into operators with quicker kernels (narrows_export.normalization), padding is dropped
+outside of attention (narrows_export.packing), and a CLS-pooled tower is pruned (narrows_export.pruning); of a
+mean-pooled one every row is read, so there is nothing to prune. The last two are held to the bits that the graph had.
 """
 
 import logging
@@ -79,8 +78,8 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
 
     Raises:
         CheckpointError: an activation or position embedding that the recipe does not cover.
-        ExportError: the optimizer did not fuse what the recipe demands, segment ids are not zero, the graph computes
-            with shapes, or packing or pruning changed the embeddings.
+        ExportError: the optimizer did not fuse what the recipe demands, the exporter's segment ids are not zero, the
+            graph computes with shapes, or packing or pruning changed the embeddings.
     """
     config = tower.model.config
     if config.hidden_act != "gelu" or getattr(config, "position_embedding_type", "absolute") != "absolute":
@@ -89,7 +88,10 @@ def export_fp32(tower: TorchTower, file: Path) -> dict[str, int]:
             f"{config.position_embedding_type}"
         )
     model = fuse(tower, file.with_suffix(".raw.onnx"))
-    segments.subtract(model)
+    if tower.separator is None:
+        segments.subtract(model)
+    else:
+        segments.pair(model, tower.separator)
     normalization.split(model)
     padded = file.with_suffix(".padded.onnx")
     try:

@@ -1,7 +1,8 @@
-"""Segment ids: zero for every token, in every tower; so they are made of the ids, or not at all.
+"""Segment ids: made of the token ids inside the graph, or not at all, so that nobody has to give them.
 
-The exporters write them as BERT makes them, from the shape of the ids. ONNX Runtime computes with shapes on the CPU
-only, and a graph for a GPU is to run there whole.
+They are zero for every token of an encoder. A reader's may tell question and passage apart: the passage begins behind
+the first separator. The exporters write zeros as BERT makes them, from the shape of the ids. ONNX Runtime computes with
+shapes on the CPU only, and a graph for a GPU is to run there whole.
 """
 
 import numpy as np
@@ -15,6 +16,7 @@ from narrows_export import nodes
 
 IDS, SEGMENTS, WORDS, POSITIONS, TYPES = range(5)  # inputs of EmbedLayerNormalization
 ZEROS = "segments/zero"
+PAIR = "segments/pair"
 
 
 def subtract(model: onnx.ModelProto) -> None:
@@ -24,12 +26,35 @@ def subtract(model: onnx.ModelProto) -> None:
         ExportError: the graph has no embedding layer, or its segment ids are not all zero.
     """
     embedding = _embedding_layer(model)
-    embedding.input[SEGMENTS] = ZEROS
-    zeros = nodes.make("Sub", [embedding.input[IDS]] * 2, ZEROS)
-    nodes.replace(
-        model.graph, [made for node in model.graph.node for made in ([zeros, node] if node is embedding else [node])]
-    )
-    nodes.drop_unread(model.graph)
+    _read(model.graph, embedding, [nodes.make("Sub", [embedding.input[IDS]] * 2, ZEROS)])
+
+
+def pair(model: onnx.ModelProto, separator: int) -> None:
+    """Makes them 0 up to and with the first `separator` of a text and 1 behind it, in place.
+
+    They are the number of separators before a token, at most 1. Padding, which nothing reads, gets one of the two.
+
+    Raises:
+        ExportError: as `subtract`.
+    """
+    graph, embedding = model.graph, _embedding_layer(model)
+    sought = nodes.constant(graph, "segments/separator", np.array(separator, np.int32))
+    tokens = nodes.constant(graph, "segments/tokens", np.array(1, np.int64))
+    one = nodes.constant(graph, "segments/one", np.array(1, np.int32))
+    made = [
+        nodes.make("Equal", [embedding.input[IDS], sought], "segments/is_separator"),
+        nodes.make("Cast", ["segments/is_separator"], "segments/separators", to=onnx.TensorProto.INT32),
+        nodes.make("CumSum", ["segments/separators", tokens], "segments/before", exclusive=1),
+        nodes.make("Min", ["segments/before", one], PAIR),
+    ]
+    _read(graph, embedding, made)
+
+
+def _read(graph: onnx.GraphProto, embedding: onnx.NodeProto, made: list[onnx.NodeProto]) -> None:
+    """Lets the embedding layer read the segment ids that the last of `made` makes, in place of those that it read."""
+    embedding.input[SEGMENTS] = made[-1].output[0]
+    nodes.replace(graph, [each for node in graph.node for each in ([*made, node] if node is embedding else [node])])
+    nodes.drop_unread(graph)
 
 
 def fold(model: onnx.ModelProto) -> None:

@@ -24,7 +24,7 @@ def tower_id(tower: TorchTower, tokenizer: TokenizerSettings) -> str:
         "normalize": tower.normalize,
         "projection_dim": tower.projection_dim,
         "max_tokens": tower.max_tokens,
-        "segment_ids": "zero",
+        "segment_ids": tower.segment_ids,
         "tokenizer": {name: value for name, value in asdict(tokenizer).items() if name != "composes" or value},
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

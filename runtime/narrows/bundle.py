@@ -29,6 +29,8 @@ REFERENCE_VARIANT = "fp32"  # in every bundle; the others are judged against it
 
 Pooling = Literal["cls", "mean", "none"]  # none: a reader's, whose tokens are judged one by one
 Similarity = Literal["inner_product", "cosine"]
+# Of every token 0; or, of a reader, 0 up to and with the first separator, which ends the question, and 1 behind it.
+SegmentIds = Literal["zero", "pair"]
 TextPreset = Literal["hf", "dpr-2020", "dpr-head", "haystack"]
 Role = Literal["question_encoder", "context_encoder", "reader"]
 
@@ -148,7 +150,7 @@ class TowerManifest:
     pooling: Pooling
     normalize: bool
     projection_dim: int
-    segment_ids: Literal["zero"]
+    segment_ids: SegmentIds
     tokenizer: TokenizerSettings
     tokenizer_file: str
     tokenizer_sha256: str

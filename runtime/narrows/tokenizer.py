@@ -4,7 +4,7 @@ The same code runs at export (parity, golden pairs), while an index is built, an
 [CLS] question [SEP]; a passage is [CLS] title [SEP] text [SEP], cut from its longer part (`longest_first`). What
 happens to the texts before that is named by the tower's text preset (text_presets.py). One thing is not as in
 transformers: a tower that keeps accents reads decomposed text as it reads composed text (decision 051).
-Segment ids do not exist here: the graphs have zeros baked in (original DPR, biencoder.py).
+Segment ids do not exist here: the graphs make them, zeros or what follows from the ids (narrows.bundle.SegmentIds).
 """
 
 import hashlib
@@ -103,7 +103,7 @@ class TowerTokenizer:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self._cls: int = tokenizer.token_to_id(settings.cls_token)
-        self._sep: int = tokenizer.token_to_id(settings.sep_token)
+        self.sep_id: int = tokenizer.token_to_id(settings.sep_token)
         self.pad_id: int = tokenizer.token_to_id(settings.pad_token)
         self._rules = RULES[settings.text_preset]
         self.settings = settings
@@ -143,7 +143,7 @@ class TowerTokenizer:
         texts = self._tokenizer.encode_batch([rules.text(text) for _, text in passages], add_special_tokens=False)
         made = []
         for title, encoded, (_, text) in zip(titles, texts, passages, strict=True):
-            head = [self._cls, *asked, self._sep, *title, self._sep]
+            head = [self._cls, *asked, self.sep_id, *title, self.sep_id]
             ids = np.array([*head, *encoded.ids][: self.max_tokens], dtype=np.int64)
             kept = encoded.offsets[: max(0, self.max_tokens - len(head))]
             made.append(Reading(ids, len(asked) + 2, len(head), _bytes(text, kept, rules.cut_before(text))))
@@ -177,7 +177,7 @@ class TowerTokenizer:
         ids = [self._cls]
         for part, length in zip(parts, kept, strict=True):
             ids += part[:length]
-            ids.append(self._sep)
+            ids.append(self.sep_id)
         return TokenizedText(np.array(ids, dtype=np.int64), sum(lengths) - sum(kept))
 
 

@@ -1,4 +1,4 @@
-"""Segment ids without shapes: the same bits as zeros, refused if they are not, and no shape in any variant's graph."""
+"""Segment ids without shapes: the bits that given ones give, refused if they are not zero, no shape in any graph."""
 
 from pathlib import Path
 
@@ -71,6 +71,37 @@ def test_subtracted_ids_give_the_same_bits_without_shapes(
     assert np.array_equal(embeddings(model, tmp_path / "new.onnx"), embeddings(fused, tmp_path / "old.onnx"))
 
 
+SEPARATOR = 3
+
+
+def test_pairs_are_told_apart_by_their_first_separator(fused: onnx.ModelProto, model: onnx.ModelProto, tmp_path: Path):
+    """The same bits as segment ids written by hand, whatever a text is batched with."""
+    random = np.random.default_rng(3)
+    texts = [random.integers(SEPARATOR + 1, 2000, length) for length in (2, 60, 3, 17, 9, 5)]
+    for text, places in zip(texts, ([1], [9, 30], [0], [4, 5, 16], [8], []), strict=True):
+        text[places] = SEPARATOR
+    segments.pair(model, SEPARATOR)
+    assert not operators(model) & SHAPES
+    onnx.save(model, tmp_path / "pair.onnx")
+    encoder = Encoder(tmp_path / "pair.onnx", 0, threads=1)
+    together = encoder.encode(texts)
+    for place, (text, question) in enumerate(zip(texts, (2, 10, 1, 5, 9, 5), strict=True)):
+        assert np.array_equal(encoder.encode([text])[0], together[place])
+        by_hand = with_segments(fused, [0] * question + [1] * (len(text) - question))
+        onnx.save(by_hand, tmp_path / "by_hand.onnx")
+        assert np.array_equal(Encoder(tmp_path / "by_hand.onnx", 0, threads=1).encode([text])[0], together[place])
+
+
+def with_segments(model: onnx.ModelProto, wanted: list[int]) -> onnx.ModelProto:
+    """The graph with these segment ids, for one text of their number of tokens."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    made.graph.initializer.append(numpy_helper.from_array(np.array([wanted], np.int32), "wanted"))
+    embedding = next(node for node in made.graph.node if node.op_type == "EmbedLayerNormalization")
+    embedding.input[segments.SEGMENTS] = "wanted"
+    return made
+
+
 def test_folded_they_are_not_read_at_all(fused: onnx.ModelProto, model: onnx.ModelProto, tmp_path: Path):
     segments.fold(model)
     embedding = next(node for node in model.graph.node if node.op_type == "EmbedLayerNormalization")
@@ -129,8 +160,9 @@ def test_segment_ids_that_are_not_zero(
     monkeypatch.setattr(graph, "fuse", lambda *given: with_ones(model))
     with pytest.raises(ExportError, match=said):
         graph.export_fp32(tower, tmp_path / "model.onnx")
-    with pytest.raises(ExportError, match=said):
-        segments.fold(model)
+    for change in (segments.fold, lambda graph: segments.pair(graph, SEPARATOR)):
+        with pytest.raises(ExportError, match=said):
+            change(model)
 
 
 def test_shapes_that_are_left(tower: TorchTower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -6,23 +6,70 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import Pair
 from transformers import DPRReader, DPRReaderTokenizer
+from transformers.models.dpr.modeling_dpr import DPRReaderOutput
 
 from narrows.answers import Answer
-from narrows.bundle import Bundle, open_bundle
-from narrows.errors import BundleError
+from narrows.bundle import Bundle, SegmentIds, open_bundle
+from narrows.encoder import Golden
+from narrows.errors import BundleError, ExportError
 from narrows.reader import Reader
 from narrows.spans import RULES
 from narrows.towers import load_towers
 from narrows_export import corpus
+from narrows_export.export import ExportRequest, export_bundle
 from narrows_tools.cli.main import main
 
 DPR, HUGGING_FACE = RULES["dpr"], RULES["hugging-face"]
+SEGMENTS: tuple[SegmentIds, ...] = ("zero", "pair")
 
 
 @pytest.fixture(scope="module")
-def reader(reading_bundle: Bundle) -> Reader:
-    return Reader(reading_bundle, "fp32", threads=1)
+def bundles(
+    reading_bundle: Bundle, small_pair: Pair, reader_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[SegmentIds, Bundle]:
+    """The same reader with segment ids zero, and with those of question and passage."""
+    out = tmp_path_factory.mktemp("bundles") / "pair.bundle"
+    towers = ["--question-encoder", str(small_pair.question), "--context-encoder", str(small_pair.context)]
+    reader = ["--reader", str(reader_checkpoint), "--reader-segments", "pair"]
+    assert main(["export", *towers, *reader, "--out", str(out), "--allow-unpaired"]) == 0
+    return {"zero": reading_bundle, "pair": open_bundle(out)}
+
+
+@pytest.fixture(scope="module")
+def readers(bundles: dict[SegmentIds, Bundle]) -> dict[SegmentIds, Reader]:
+    return {segments: Reader(bundle, "fp32", threads=1) for segments, bundle in bundles.items()}
+
+
+@pytest.fixture(scope="module")
+def reader(readers: dict[SegmentIds, Reader]) -> Reader:
+    return readers["zero"]
+
+
+class Reference:
+    """A checkpoint as transformers reads with it. Its reader takes no segment ids; the BERT inside of it does."""
+
+    def __init__(self, checkpoint: Path, segments: SegmentIds) -> None:
+        self.tokenizer = DPRReaderTokenizer.from_pretrained(checkpoint)
+        self.model = DPRReader.from_pretrained(checkpoint).eval()
+        if segments == "pair":
+            bert = self.model.span_predictor.encoder.bert_model
+            bert.register_forward_pre_hook(self._with_segments, with_kwargs=True)
+
+    def logits(self, **inputs: torch.Tensor) -> DPRReaderOutput:
+        with torch.no_grad():
+            return self.model(**inputs)
+
+    def _with_segments(
+        self, bert: torch.nn.Module, given: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]
+    ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+        """As DPR has them: 0 for [CLS] question [SEP], 1 for title [SEP] text and padding."""
+        input_ids = given[0] if given else named["input_ids"]
+        segment_ids = torch.ones_like(input_ids)
+        for row, ids in zip(segment_ids, input_ids.tolist(), strict=True):
+            row[: ids.index(self.tokenizer.sep_token_id) + 1] = 0
+        return given, {**named, "token_type_ids": segment_ids}
 
 
 def some_passages(count: int, first: int = 0) -> list[tuple[str, str]]:
@@ -30,27 +77,24 @@ def some_passages(count: int, first: int = 0) -> list[tuple[str, str]]:
 
 
 def by_transformers(
-    checkpoint: Path, question: str, passages: list[tuple[str, str]], spans: int
+    reference: Reference, question: str, passages: list[tuple[str, str]], spans: int
 ) -> list[tuple[int, str, float, float]]:
     """(passage, decoded words, span score, relevance score), best first."""
-    tokenizer = DPRReaderTokenizer.from_pretrained(checkpoint)
-    model = DPRReader.from_pretrained(checkpoint).eval()
     titles, texts = [title for title, _ in passages], [text for _, text in passages]
-    inputs = tokenizer([question] * len(texts), titles, texts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        outputs = model(**inputs)
-    found = tokenizer.decode_best_spans(inputs, outputs, num_spans=spans)
+    inputs = reference.tokenizer([question] * len(texts), titles, texts, padding=True, return_tensors="pt")
+    found = reference.tokenizer.decode_best_spans(inputs, reference.logits(**inputs), num_spans=spans)
     return [(span.doc_id, span.text, float(span.span_score), float(span.relevance_score)) for span in found]
 
 
+@pytest.mark.parametrize("segments", SEGMENTS)
 @pytest.mark.parametrize("number", range(6))
 def test_hugging_faces_rule_gives_the_spans_of_transformers(
-    reader: Reader, reader_checkpoint: Path, number: int
+    readers: dict[SegmentIds, Reader], reader_checkpoint: Path, number: int, segments: SegmentIds
 ) -> None:
     question = corpus.questions("en")[number].question
     passages = some_passages(11, first=11 * number)
-    expected = by_transformers(reader_checkpoint, question, passages, spans=16)
-    found = reader.read(question, passages, HUGGING_FACE, count=16)
+    expected = by_transformers(Reference(reader_checkpoint, segments), question, passages, spans=16)
+    found = readers[segments].read(question, passages, HUGGING_FACE, count=16)
     assert [answer.passage for answer in found] == [passage for passage, *_ in expected]
     scores = np.array([(answer.span_score, answer.relevance_score) for answer in found])
     np.testing.assert_allclose(scores, [span[2:] for span in expected], atol=1e-4)
@@ -74,12 +118,16 @@ def test_token_ids_are_those_of_transformers(reading_bundle: Bundle, reader_chec
         assert reading.ids.tolist() == expected
 
 
-def test_logits_are_those_of_pytorch(reading_bundle: Bundle, reader_checkpoint: Path) -> None:
-    tower = load_towers(reading_bundle, "fp32", 1, ["reader"])["reader"]
-    model = DPRReader.from_pretrained(reader_checkpoint).eval()
-    for reading in tower.tokenizer.readings(corpus.questions("en")[0].question, some_passages(4)):
-        with torch.no_grad():
-            expected = model(torch.from_numpy(reading.ids[None]), torch.ones((1, len(reading.ids)), dtype=torch.int64))
+@pytest.mark.parametrize("segments", SEGMENTS)
+def test_logits_are_those_of_pytorch(
+    bundles: dict[SegmentIds, Bundle], reader_checkpoint: Path, segments: SegmentIds
+) -> None:
+    tower = load_towers(bundles[segments], "fp32", 1, ["reader"])["reader"]
+    reference = Reference(reader_checkpoint, segments)
+    passages = [*some_passages(4), ("[SEP] in a title", "and [SEP] in a text"), ("", ""), ("long", "words " * 300)]
+    for reading in tower.tokenizer.readings(corpus.questions("en")[0].question, passages):
+        ids = torch.from_numpy(reading.ids[None])
+        expected = reference.logits(input_ids=ids, attention_mask=torch.ones_like(ids))
         logits = tower.encoder.encode([reading.ids])[0]
         np.testing.assert_allclose(logits[:, 0], expected.start_logits[0], atol=1e-5)
         np.testing.assert_allclose(logits[:, 1], expected.end_logits[0], atol=1e-5)
@@ -100,7 +148,11 @@ def test_dprs_rule_gives_whole_words_of_the_text_and_where_they_are(reader: Read
             assert not (after.isalnum() and answer.text[-1].isalnum())
 
 
-def test_an_answer_does_not_depend_on_what_else_is_read(reader: Reader) -> None:
+@pytest.mark.parametrize("segments", SEGMENTS)
+def test_an_answer_does_not_depend_on_what_else_is_read(
+    readers: dict[SegmentIds, Reader], segments: SegmentIds
+) -> None:
+    reader = readers[segments]
     question, passages = corpus.questions("en")[0].question, some_passages(30)
     together = {answer.passage: answer for answer in reader.read(question, passages, DPR, count=30)}
     for number, passage in enumerate(passages):
@@ -111,7 +163,9 @@ def test_an_answer_does_not_depend_on_what_else_is_read(reader: Reader) -> None:
         )
 
 
-def test_a_passage_that_is_cut_away_has_no_answer(reader: Reader) -> None:
+@pytest.mark.parametrize("segments", SEGMENTS)
+def test_a_passage_that_is_cut_away_has_no_answer(readers: dict[SegmentIds, Reader], segments: SegmentIds) -> None:
+    reader = readers[segments]
     assert reader.read("who " * 300, some_passages(2), DPR, count=5) == []
     assert reader.read("who", [("title", "")], DPR, count=5) == []
     assert reader.read("who", [], DPR, count=5) == []
@@ -138,3 +192,46 @@ def test_the_bundle_shows_its_reader(reading_bundle: Bundle, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert [line.split()[0] for line in shown.splitlines() if line.startswith("reader")] == ["reader", "reader"]
     assert reading_bundle.tower("reader").tower_id in shown
+
+
+# --- segment ids of question and passage
+
+
+def test_other_segment_ids_are_another_reader(
+    bundles: dict[SegmentIds, Bundle], readers: dict[SegmentIds, Reader]
+) -> None:
+    manifests = {segments: bundle.tower("reader") for segments, bundle in bundles.items()}
+    assert {segments: tower.segment_ids for segments, tower in manifests.items()} == {"zero": "zero", "pair": "pair"}
+    assert manifests["zero"].tower_id != manifests["pair"].tower_id
+    assert bundles["zero"].tower_ids == bundles["pair"].tower_ids  # of the encoders, which have zeros always
+    question, passages = corpus.questions("en")[0].question, some_passages(8)
+    zero, pair = (readers[segments].read(question, passages, DPR, count=8) for segments in SEGMENTS)
+    assert max(abs(a.relevance_score - b.relevance_score) for a, b in zip(zero, pair, strict=True)) > 0.1
+
+
+def test_golden_logits_are_of_question_and_passage(bundles: dict[SegmentIds, Bundle]) -> None:
+    """So a machine, or a later version, that has other segment ids is refused."""
+    tower = load_towers(bundles["pair"], "fp32", 1, ["reader"])["reader"]
+    manifest = bundles["pair"].tower("reader")
+    golden = Golden.load(bundles["pair"].file(manifest, manifest.variants["fp32"].golden_file))
+    separator = tower.tokenizer.sep_id
+    assert sum(separator in ids[:-1] for ids in golden.token_ids) >= 8
+    zero = load_towers(bundles["zero"], "fp32", 1, ["reader"])["reader"].encoder
+    for ids, expected in zip(golden.token_ids, golden.embeddings, strict=True):
+        if separator in ids[:-1]:
+            assert np.abs(zero.encode([ids])[0] - expected).max() > 100 * manifest.variants["fp32"].golden_tolerance
+
+
+def test_the_bundle_shows_segment_ids(bundles: dict[SegmentIds, Bundle], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bundle", "info", str(bundles["pair"].path)]) == 0
+    towers = [line.split() for line in capsys.readouterr().out.splitlines()[2:6]]
+    assert "segments" in towers[0]
+    assert [next(word for word in row if word in SEGMENTS) for row in towers[1:]] == ["zero", "zero", "pair"]
+
+
+def test_segment_ids_without_a_reader_are_refused(tmp_path: Path, small_pair: Pair) -> None:
+    question, context = str(small_pair.question), str(small_pair.context)
+    request = ExportRequest(question, context, tmp_path / "b", "b", reader_segments="pair")
+    with pytest.raises(ExportError, match="--reader-segments pair is for a reader: give one as --reader"):
+        export_bundle(request, step=lambda what: None)
+    assert not (tmp_path / "b").exists()

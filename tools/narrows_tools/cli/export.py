@@ -50,6 +50,14 @@ DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
     )
     command.add_argument("--reader", metavar="SRC", help="the same of a reader, to go into the bundle as well (fp32)")
     command.add_argument(
+        "--reader-segments",
+        choices=("zero", "pair"),
+        default="zero",
+        help="the segment ids that the reader was trained with; a checkpoint does not say. zero: all 0, as "
+        "transformers has them, and as the published readers were trained. pair: 0 for the question and 1 for title "
+        "and text, as DPR's own code trains readers since 2021 (default: zero)",
+    )
+    command.add_argument(
         "--out", required=True, type=Path, metavar="BUNDLE", help="directory to write; must not exist yet"
     )
     command.add_argument(
@@ -107,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
         allow_unpaired=options.allow_unpaired,
         variants=tuple(name for name in other_variants(options.variants) if name != "int8"),
         reader=options.reader,
+        reader_segments=options.reader_segments,
         tokenizer=options.tokenizer,
     )
     int8 = options.int8 or ("default" if "int8" in other_variants(options.variants) else None)
