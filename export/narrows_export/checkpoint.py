@@ -25,7 +25,7 @@ from transformers.models.bert.modeling_bert import BertModel, BertPreTrainedMode
 from narrows.answers import LOGITS
 from narrows.bundle import Pooling, Role, SegmentIds
 from narrows.errors import CheckpointError
-from narrows_export import original, pickles
+from narrows_export import pickles
 from narrows_export.source import CheckpointFiles
 
 PREFIXES = {"question_encoder.": "question encoder", "ctx_encoder.": "context encoder", "span_predictor.": "reader"}
@@ -105,7 +105,7 @@ def load(files: CheckpointFiles, role: Role, max_tokens: int | None) -> TorchTow
         CheckpointError: unreadable files, weights of another role or kind, missing or unexpected weights, a
             non-finite weight, or settings that are not supported.
     """
-    tensors = original.tensors(files.weights, role) if files.weights_file else _read_tensors(files.weights)
+    tensors = files.original.tensors(role) if files.original else _read_tensors(files.weights)
     if role == "reader":
         tower = _reader_tower(files, tensors, max_tokens)
     elif files.kind == "sentence-transformers":
@@ -281,7 +281,8 @@ def _canonical(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _wanted_tokens(asked: int | None, files: CheckpointFiles) -> int:
-    return asked if asked is not None else files.sequence_length or DPR_TOKENS
+    trained_with = files.original.sequence_length if files.original else None
+    return asked if asked is not None else trained_with or DPR_TOKENS
 
 
 def _max_tokens(wanted: int, config: PretrainedConfig, files: CheckpointFiles) -> int:

@@ -24,11 +24,12 @@ from narrows.encoder import Encoder
 from narrows.errors import ExportError, UnpairedTowersError
 from narrows.process import available_cores
 from narrows.tokenizer import TowerTokenizer, build_tokenizer
-from narrows_export import checkpoint, checks, graph, original, recipes, source, vocabulary
+from narrows_export import checkpoint, checks, graph, recipes, source, vocabulary
 from narrows_export.recipes import Making
 from narrows_export.source import CheckpointFiles
 from narrows_export.tower_id import tower_id
 
+ENCODERS: tuple[Role, ...] = ("question_encoder", "context_encoder")
 STEPS_PER_TOWER = 4
 Step = Callable[[str], None]
 
@@ -96,17 +97,17 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
     recipes.check_names(request.variants)
     if request.reader_segments != "zero" and not request.reader:
         raise ExportError(f"--reader-segments {request.reader_segments} is for a reader: give one as --reader")
-    files: dict[Role, CheckpointFiles] = {}
     roles: dict[Role, str] = {"question_encoder": request.question_encoder, "context_encoder": request.context_encoder}
+    if request.reader:
+        roles["reader"] = request.reader
+    files: dict[Role, CheckpointFiles] = {}
+    opened: dict[str, CheckpointFiles] = {}  # one may be several roles'
     for role, src in roles.items():
         step(f"finding {src}")
-        files[role] = _resolve(src, request)
-    kinds = {found.kind for found in files.values()}
+        files[role] = opened[src] = opened.get(src) or _resolve(src, request)
+    kinds = {files[role].kind for role in ENCODERS}
     if len(kinds) > 1:
         raise ExportError(f"the towers are of different kinds ({' and '.join(sorted(kinds))}); give two of one kind")
-    if request.reader:
-        step(f"finding {request.reader}")
-        files["reader"] = _resolve(request.reader, request)
     with durable.new_directory(request.out) as directory:
         exported = _export_towers(files, directory, request, step)
         question, context = exported["question_encoder"], exported["context_encoder"]
@@ -122,7 +123,7 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
             name=request.name,
             created_by=f"narrows {narrows.__version__}",
             similarity="cosine" if question.manifest.normalize else "inner_product",
-            towers={role: exported[role].manifest for role in roles},
+            towers={role: exported[role].manifest for role in ENCODERS},
             pair_check=pair,
             reader=exported["reader"].manifest if "reader" in exported else None,
         )
@@ -135,7 +136,7 @@ def _resolve(src: str, request: ExportRequest) -> CheckpointFiles:
     """Finds a checkpoint: a file of DPR's own, a directory, or a hub id."""
     file = Path(src).expanduser()
     if file.is_file():
-        return original.resolve(file, request.tokenizer, request.revision)
+        return source.resolve_file(file, request.tokenizer, request.revision)
     return source.resolve(src, request.revision)
 
 

@@ -16,8 +16,7 @@ import torch
 
 from narrows.bundle import Role
 from narrows.errors import CheckpointError
-from narrows_export import pickles, source
-from narrows_export.source import CheckpointFiles
+from narrows_export import pickles
 
 ENCODER = "hf_bert"  # the one kind of encoder that Hugging Face's BERT can stand for
 QUESTION, CONTEXT, READER = "question_model.", "ctx_model.", "encoder."
@@ -78,21 +77,63 @@ STAND_INS: list[pickles.StandIn] = [
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """What of a file counts."""
+    """What of a file counts; it was read once, for all roles."""
 
-    tensors: Mapping[str, torch.Tensor]
+    file: Path
+    weights: Mapping[str, torch.Tensor]  # by DPR's own names
     params: Mapping[str, Any]
 
     @property
     def holds(self) -> str:
         """What it is, for people."""
-        if any(name.startswith("qa_classifier.") for name in self.tensors):
+        if any(name.startswith("qa_classifier.") for name in self.weights):
             return "a reader"
         towers = [what for prefix, what in ((QUESTION, "question"), (CONTEXT, "context")) if self._has(prefix)]
         return f"{' and '.join(towers)} encoder" if towers else f"none of {QUESTION}*, {CONTEXT}*, {READER}* and qa_*"
 
     def _has(self, prefix: str) -> bool:
-        return any(name.startswith(prefix) for name in self.tensors)
+        return any(name.startswith(prefix) for name in self.weights)
+
+    @property
+    def began_with(self) -> str:
+        """The BERT that training began with, a hub id or a directory of its machine; empty where it does not say."""
+        return str(self.params.get("pretrained_model_cfg") or "")
+
+    @property
+    def lowercase(self) -> bool | None:
+        """Whether it was trained on lower-cased text, where it says so."""
+        said = self.params.get("do_lower_case")
+        return said if isinstance(said, bool) else None
+
+    @property
+    def sequence_length(self) -> int | None:
+        """The longest text that it was trained with, in tokens, where it says so."""
+        said = self.params.get("sequence_length")
+        return said if isinstance(said, int) else None
+
+    @property
+    def projection_dim(self) -> int:
+        """Rows of the projection, which the weights tell best; 0 without one."""
+        found = [tensor.shape[0] for name, tensor in self.weights.items() if name.endswith("encode_proj.weight")]
+        return found[0] if found else 0
+
+    def tensors(self, role: Role) -> dict[str, torch.Tensor]:
+        """The weights of one role, by Hugging Face's names.
+
+        Raises:
+            CheckpointError: the file holds none of that role.
+        """
+        wanted = {"question_encoder": "question", "context_encoder": "context", "reader": "a reader"}[role]
+        if wanted not in self.holds:
+            raise CheckpointError(f"{self.file} was given as the {role.replace('_', ' ')}, but it holds {self.holds}")
+        renamed = {}
+        for name, tensor in self.weights.items():
+            prefix = next((prefix for prefix in NAMES[role] if name.startswith(prefix)), None)
+            if prefix is not None:
+                renamed[NAMES[role][prefix] + name.removeprefix(prefix)] = tensor
+            elif role == "reader":
+                renamed[name] = tensor  # which is refused, by name
+        return renamed
 
 
 def read(file: Path) -> Original:
@@ -104,8 +145,8 @@ def read(file: Path) -> Original:
     found = pickles.read(file, STAND_INS)
     if isinstance(found, CheckpointState):
         found = found._asdict()
-    tensors = found.get("model_dict") if isinstance(found, dict) else None
-    if not isinstance(found, dict) or not pickles.is_table(tensors):
+    weights = found.get("model_dict") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not pickles.is_table(weights):
         raise CheckpointError(
             f"{file} is no checkpoint of DPR's own: it lacks a model_dict of tensors. A Hugging Face checkpoint is "
             "given as its directory"
@@ -114,7 +155,7 @@ def read(file: Path) -> Original:
     encoder = params.get("encoder_model_type", ENCODER)
     if encoder != ENCODER:
         raise CheckpointError(f"{file} was trained with the encoder {encoder}; only {ENCODER} is supported")
-    return Original(tensors, params)
+    return Original(file, weights, params)
 
 
 def _params(saved: object) -> dict[str, object]:
@@ -129,73 +170,3 @@ def _params(saved: object) -> dict[str, object]:
 
 def _unwrapped(value: object) -> object:
     return vars(value).get("_content", vars(value).get("_val")) if isinstance(value, Inert) else value
-
-
-def tensors(file: Path, role: Role) -> dict[str, torch.Tensor]:
-    """The weights of one role, by Hugging Face's names.
-
-    Raises:
-        CheckpointError: as `read`; or the file holds none of that role.
-    """
-    original = read(file)
-    wanted = {"question_encoder": "question", "context_encoder": "context", "reader": "a reader"}[role]
-    if wanted not in original.holds:
-        raise CheckpointError(f"{file} was given as the {role.replace('_', ' ')}, but it holds {original.holds}")
-    renamed = {}
-    for name, tensor in original.tensors.items():
-        prefix = next((prefix for prefix in NAMES[role] if name.startswith(prefix)), None)
-        if prefix is not None:
-            renamed[NAMES[role][prefix] + name.removeprefix(prefix)] = tensor
-        elif role == "reader":
-            renamed[name] = tensor  # which is refused, by name
-    return renamed
-
-
-def resolve(file: Path, tokenizer: str | None, revision: str | None) -> CheckpointFiles:
-    """A file, with the tokenizer and the BERT configuration of a directory or a hub repository.
-
-    Args:
-        file: the checkpoint.
-        tokenizer: where they are; None: what the checkpoint says that it began with.
-        revision: of that hub repository.
-
-    Raises:
-        CheckpointError: as `read`; or there are no such files, or they contradict the checkpoint.
-    """
-    original = read(file)
-    params = original.params
-    src = tokenizer or params.get("pretrained_model_cfg")
-    if not src:
-        raise CheckpointError(
-            f"{file} does not say which BERT it began with: give --tokenizer, a directory or a hub id"
-        )
-    try:
-        beside = source.resolve(str(src), revision, with_weights=False)
-    except CheckpointError as error:
-        hint = "" if tokenizer else f"; {file} began with it: give its files' directory as --tokenizer"
-        raise CheckpointError(f"{error}{hint}") from None
-    lowercase = params.get("do_lower_case")
-    theirs = beside.json("tokenizer_config.json").get("do_lower_case")
-    if isinstance(lowercase, bool) and isinstance(theirs, bool) and lowercase != theirs:
-        raise CheckpointError(
-            f"{file} was trained with do_lower_case={lowercase}, and the tokenizer of {beside.name} has {theirs}: they "
-            "do not belong together"
-        )
-    length = params.get("sequence_length")
-    return CheckpointFiles(
-        directory=beside.directory,
-        name=file.name,
-        revision="",
-        license="",
-        language=beside.language,
-        weights_file=file,
-        projection_dim=_projection_dim(original),
-        sequence_length=length if isinstance(length, int) else None,
-        lowercase=lowercase if isinstance(lowercase, bool) else None,
-    )
-
-
-def _projection_dim(original: Original) -> int:
-    """Rows of the projection, which the weights tell best; 0 without one."""
-    found = [tensor.shape[0] for name, tensor in original.tensors.items() if name.endswith("encode_proj.weight")]
-    return found[0] if found else 0

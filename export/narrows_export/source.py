@@ -1,4 +1,4 @@
-"""SRC -> a local directory of checkpoint files, from a directory or from a hub, and what kind of checkpoint it is."""
+"""SRC -> checkpoint files here, from a directory, a hub, or a file of DPR's own, and what kind of checkpoint it is."""
 
 import json
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from narrows.errors import CheckpointError
+from narrows_export import original
+from narrows_export.original import Original
 
 Kind = Literal["dpr", "sentence-transformers"]
 
@@ -30,20 +32,14 @@ CONFIG_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """A checkpoint on disk.
-
-    The last four are of DPR's own files (narrows_export.original); their directory is that of their tokenizer.
-    """
+    """A checkpoint on disk; where it is a file of DPR's own (`original`), the directory is that of its tokenizer."""
 
     directory: Path
     name: str  # as given: a hub id, or the last parts of the directory
     revision: str  # hub commit; empty for a directory
     license: str  # from the model card, when it says
     language: str
-    weights_file: Path | None = None
-    projection_dim: int = 0
-    sequence_length: int | None = None
-    lowercase: bool | None = None
+    original: Original | None = None
 
     def json(self, name: str) -> dict[str, Any]:
         """Reads one of the JSON files; {} when it is absent.
@@ -58,10 +54,10 @@ class CheckpointFiles:
             raise CheckpointError(f"{file} is not JSON: {error}") from None
         if not isinstance(content, dict):
             raise CheckpointError(f"{file} must hold a JSON object")
-        if self.weights_file and name == CONFIG:
-            content |= {"projection_dim": self.projection_dim}
-        if self.lowercase is not None and name == TOKENIZER_CONFIG:  # where the tokenizer says nothing
-            content = {"do_lower_case": self.lowercase, **content}
+        if self.original and name == CONFIG:
+            content |= {"projection_dim": self.original.projection_dim}
+        if self.original and self.original.lowercase is not None and name == TOKENIZER_CONFIG:
+            content = {"do_lower_case": self.original.lowercase, **content}  # where the tokenizer says nothing
         return content
 
     @property
@@ -71,8 +67,8 @@ class CheckpointFiles:
         Raises:
             CheckpointError: there is none.
         """
-        if self.weights_file:
-            return self.weights_file
+        if self.original:
+            return self.original.file
         for name in WEIGHT_FILES:
             if (self.directory / name).is_file():
                 return self.directory / name
@@ -81,7 +77,7 @@ class CheckpointFiles:
     @property
     def kind(self) -> Kind:
         """Told by modules.json."""
-        if self.weights_file:
+        if self.original:
             return "dpr"
         return "sentence-transformers" if (self.directory / MODULES).is_file() else "dpr"
 
@@ -109,6 +105,36 @@ def resolve(source: str, revision: str | None = None, *, with_weights: bool = Tr
     if not (files.directory / CONFIG).is_file():
         raise CheckpointError(f"{source} has no config.json, so it is not a Hugging Face checkpoint")
     return files
+
+
+def resolve_file(file: Path, tokenizer: str | None, revision: str | None) -> CheckpointFiles:
+    """Reads a file of DPR's own, and finds its tokenizer and BERT configuration.
+
+    Args:
+        file: the checkpoint.
+        tokenizer: a directory or a hub id; None: what the checkpoint says that it began with.
+        revision: of that hub repository.
+
+    Raises:
+        CheckpointError: as `original.read`; or there are no such files, or they contradict the checkpoint.
+    """
+    found = original.read(file)
+    if not (tokenizer or found.began_with):
+        raise CheckpointError(
+            f"{file} does not say which BERT it began with: give --tokenizer, a directory or a hub id"
+        )
+    try:
+        beside = resolve(tokenizer or found.began_with, revision, with_weights=False)
+    except CheckpointError as error:
+        hint = "" if tokenizer else f"; {file} began with it: give its files' directory as --tokenizer"
+        raise CheckpointError(f"{error}{hint}") from None
+    theirs = beside.json(TOKENIZER_CONFIG).get("do_lower_case")
+    if found.lowercase is not None and isinstance(theirs, bool) and found.lowercase != theirs:
+        raise CheckpointError(
+            f"{file} was trained with do_lower_case={found.lowercase}, and the tokenizer of {beside.name} has "
+            f"{theirs}: they do not belong together"
+        )
+    return CheckpointFiles(beside.directory, file.name, "", "", beside.language, found)
 
 
 def _from_directory(directory: Path) -> CheckpointFiles:

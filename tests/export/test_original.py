@@ -21,7 +21,7 @@ from narrows.errors import CheckpointError, ExportError
 from narrows.reader import Reader
 from narrows.spans import RULES
 from narrows.towers import load_towers
-from narrows_export import corpus, original, vocabulary
+from narrows_export import corpus, original, source, vocabulary
 from narrows_export.export import ExportRequest, export_bundle
 from narrows_tools.cli.main import main
 
@@ -186,8 +186,21 @@ def test_case_is_the_files_where_the_tokenizer_says_nothing(
     silent = shutil.copytree(tokenizer, tmp_path / "silent")
     (silent / "tokenizer_config.json").unlink()
     file = write_cp(tmp_path / "x.cp", original_names(small_pair.question, small_pair.context), do_lower_case=said)
-    settings, _ = vocabulary.read(original.resolve(file, str(silent), None), "hf")
+    settings, _ = vocabulary.read(source.resolve_file(file, str(silent), None), "hf")
     assert settings.lowercase is said
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_is_loaded_once(
+    tmp_path: Path, small_pair: Pair, tokenizer: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = original_names(small_pair.question, small_pair.context)
+    file = write_cp(tmp_path / "x.cp", tensors, zipped=FORMATS[kind])
+    loaded: list[Path] = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **options: loaded.append(file) or load(file, **options))
+    export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
+    assert loaded == [file]
 
 
 # --- what is refused
