@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -51,10 +52,13 @@ def original_names(*checkpoints: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_cp(file: Path, tensors: dict[str, torch.Tensor], *, zipped: bool = True, **params: object) -> Path:
+def write_cp(
+    file: Path, tensors: dict[str, torch.Tensor], *, zipped: bool = True, optimizer_numbers: int = 3, **params: object
+) -> Path:
+    average = torch.ones(optimizer_numbers)
     state = {
         "model_dict": tensors,
-        "optimizer_dict": {"state": {0: {"step": 7, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-5}]},
+        "optimizer_dict": {"state": {0: {"step": 7, "exp_avg": average}}, "param_groups": [{"lr": 1e-5}]},
         "scheduler_dict": {"last_epoch": 3},
         "offset": 11,
         "epoch": 25,
@@ -201,6 +205,28 @@ def test_a_file_is_loaded_once(
     monkeypatch.setattr(torch, "load", lambda file, **options: loaded.append(file) or load(file, **options))
     export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
     assert loaded == [file]
+
+
+def resident_bytes(file: Path) -> int:
+    """How much of a file that this process has mapped it has touched."""
+    total, is_of_file = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            is_of_file = line.endswith(f" {file}")
+        elif is_of_file and line.startswith("Rss:"):
+            total += 1024 * int(line.split()[1])
+    return total
+
+
+def test_the_optimizers_state_is_left_on_the_disk(tmp_path: Path, small_pair: Pair) -> None:
+    """In today's format, in which a file is mapped; each byte of the weights is used."""
+    tensors = original_names(small_pair.question, small_pair.context)
+    file = write_cp(tmp_path / "large.cp", tensors, optimizer_numbers=2**24)
+    opened = original.read(file)
+    used = [opened.tensors(role) for role in ("question_encoder", "context_encoder")]
+    assert all(tensor.isfinite().all() for each in used for tensor in each.values())
+    weights = sum(tensor.nbytes for tensor in tensors.values())
+    assert weights <= resident_bytes(file) <= weights + 2**23 < file.stat().st_size - 2**25
 
 
 # --- what is refused
