@@ -126,6 +126,20 @@ def test_a_reader(tmp_path: Path, small_pair: Pair, reader_checkpoint: Path, rea
     assert ours == theirs
 
 
+def test_one_encoder_for_both(tmp_path: Path, small_pair: Pair, small_bundle: Bundle, tokenizer: Path) -> None:
+    """As where training shared it: each tensor stands in the file once, under two names."""
+    question = original_names(small_pair.question)
+    context = {name.replace("question_model.", "ctx_model."): tensor for name, tensor in question.items()}
+    file = write_cp(tmp_path / "shared.cp", question | context)
+    assert file.stat().st_size < 1.5 * sum(tensor.nbytes for tensor in question.values())
+    bundle = export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
+    assert bundle.tower_ids == (small_bundle.tower_ids[0],) * 2
+    towers = load_towers(bundle, "fp32", 1, ["question_encoder", "context_encoder"])
+    [text] = towers["question_encoder"].tokenizer.questions(["who wrote it?"])
+    asked, found = (tower.encoder.encode([text.ids]) for tower in towers.values())
+    assert np.array_equal(asked, found)
+
+
 def test_the_length_that_it_was_trained_with_counts_unless_another_is_asked_for(
     tmp_path: Path, small_pair: Pair, tokenizer: Path
 ) -> None:
