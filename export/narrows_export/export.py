@@ -36,7 +36,7 @@ Step = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What to export. `max_tokens` None means the checkpoint's own choice (256 for DPR)."""
+    """What to export. None means the checkpoint's own choice: 256 tokens for DPR, and mostly the preset `hf`."""
 
     question_encoder: str
     context_encoder: str
@@ -44,7 +44,7 @@ class ExportRequest:
     name: str
     revision: str | None = None
     max_tokens: int | None = None
-    text_preset: TextPreset = "hf"
+    text_preset: TextPreset | None = None
     allow_unpaired: bool = False
     variants: tuple[str, ...] = ()  # of the encoders, besides fp32, which is always made
     reader: str | None = None
@@ -59,6 +59,7 @@ class TowerReport:
     tower: str
     source: str
     tower_id: str
+    text_preset: TextPreset
     size_bytes: int
     fused_ops: dict[str, int]
     parity: checks.Parity
@@ -160,7 +161,7 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
     step(f"{label}: reading weights")
     out.mkdir()
     tower = checkpoint.load(files, role, request.max_tokens)
-    settings, vocab = vocabulary.read(files, request.text_preset)
+    settings, vocab = vocabulary.read(files, request.text_preset or files.text_preset)
     if len(vocab) > tower.model.config.vocab_size:
         raise ExportError(
             f"{files.name}: the vocabulary has {len(vocab)} tokens, the model {tower.model.config.vocab_size}"
@@ -225,7 +226,16 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
         step(f"{label}: making and checking {name}")
         made = recipes.add_variant(out, manifest, name, Making(out.name, tokenizer, available_cores()))
         manifest = replace(manifest, variants={**manifest.variants, name: made})
-    report = TowerReport(label, files.name, manifest.tower_id, variant.size_bytes, fused_ops, parity, manifest.variants)
+    report = TowerReport(
+        tower=label,
+        source=files.name,
+        tower_id=manifest.tower_id,
+        text_preset=settings.text_preset,
+        size_bytes=variant.size_bytes,
+        fused_ops=fused_ops,
+        parity=parity,
+        variants=manifest.variants,
+    )
     return _Exported(manifest, report, encoder, tokenizer)
 
 

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from narrows.bundle import Role
+from narrows.bundle import Role, TextPreset
 from narrows.errors import CheckpointError
 from narrows_export import pickles
 
 ENCODER = "hf_bert"  # the one kind of encoder that Hugging Face's BERT can stand for
+NESTED = "encoder"  # the setting that holds most others, since 2021
 QUESTION, CONTEXT, READER = "question_model.", "ctx_model.", "encoder."
 # Prefix in the file -> prefix of Hugging Face's names; the longer ones come first.
 NAMES: dict[Role, dict[str, str]] = {
@@ -112,6 +113,15 @@ class Original:
         return said if isinstance(said, int) else None
 
     @property
+    def text_preset(self) -> TextPreset:
+        """What it says of how its texts were prepared, which is when it was saved (docs/decisions/049).
+
+        DPR's code nests the settings since 2021, and that code's rules are `dpr-head`. Flat settings were saved by the
+        first release and by early code of 2021, whose rules differ, so they say nothing.
+        """
+        return "dpr-head" if NESTED in self.params else "hf"
+
+    @property
     def projection_dim(self) -> int:
         """Rows of the projection, which the weights tell best; 0 without one."""
         found = [tensor.shape[0] for name, tensor in self.weights.items() if name.endswith("encode_proj.weight")]
@@ -159,11 +169,11 @@ def read(file: Path) -> Original:
 
 
 def _params(saved: object) -> dict[str, object]:
-    """encoder_params as one flat table; since 2021 most of it is one level down, under `encoder`."""
+    """encoder_params as one flat table; since 2021 most of it is one level down, under NESTED."""
     params = _unwrapped(saved)
     if not isinstance(params, dict):
         return {}
-    nested = _unwrapped(params.get("encoder"))
+    nested = _unwrapped(params.get(NESTED))
     both = {**params, **nested} if isinstance(nested, dict) else params
     return {name: _unwrapped(value) for name, value in both.items()}
 

@@ -132,12 +132,13 @@ def run_gate(bundle: Path, data: GateData, threads: int) -> BundleManifest:
 
 def print_table(report: ExportReport) -> None:
     """Prints size, parity and speed of each tower."""
-    rows = [("tower", "size", "max abs error", "one question", "batches of 16", "tower_id")]
+    rows = [("tower", "text preset", "size", "max abs error", "one question", "batches of 16", "tower_id")]
     for tower in report.towers:
         parity = tower.parity
         rows.append(
             (
                 tower.tower,
+                tower.text_preset,
                 f"{tower.size_bytes / 2**20:.0f} MiB",
                 f"{parity.max_abs_error:.1e} ({parity.texts} texts)",
                 f"{parity.onnx_question_ms:.1f} ms (PyTorch {parity.torch_question_ms:.1f})",

@@ -197,6 +197,35 @@ def test_settings_of_omegaconf_are_read() -> None:
     assert [params[name] for name in named] == ["lab/bert", True, 128, 0, None]
 
 
+@pytest.mark.parametrize(
+    ("nested", "asked", "expected"),
+    [(True, None, "dpr-head"), (True, "dpr-2020", "dpr-2020"), (False, None, "hf"), (False, "dpr-2020", "dpr-2020")],
+)
+def test_the_text_preset_is_that_of_2021_where_the_form_of_the_settings_proves_it(
+    tmp_path: Path,
+    small_pair: Pair,
+    tokenizer: Path,
+    capsys: pytest.CaptureFixture[str],
+    nested: bool,
+    asked: str | None,
+    expected: str,
+) -> None:
+    tensors = original_names(small_pair.question, small_pair.context)
+    params = {"encoder": {"sequence_length": 32}} if nested else {"sequence_length": 32}
+    file = write_cp(tmp_path / "x.cp", tensors, **params)
+    arguments = ["--question-encoder", str(file), "--context-encoder", str(file), "--tokenizer", str(tokenizer)]
+    preset = ["--text-preset", asked] if asked else []
+    assert main(["export", *arguments, *preset, "--out", str(tmp_path / "b"), "--allow-unpaired"]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[2] for row in shown if row[1:2] == ["encoder"]] == [expected, expected]
+    for tower in open_bundle(tmp_path / "b").manifest.towers.values():
+        assert (tower.tokenizer.text_preset, tower.max_tokens) == (expected, 32)
+
+
+def test_settings_of_omegaconf_tell_the_text_preset() -> None:
+    assert original.read(OMEGACONF).text_preset == "dpr-head"
+
+
 @pytest.mark.parametrize("said", [True, False])
 def test_case_is_the_files_where_the_tokenizer_says_nothing(
     tmp_path: Path, small_pair: Pair, tokenizer: Path, said: bool

@@ -74,7 +74,7 @@ def run_info(options: argparse.Namespace) -> int:
         print(json.dumps({**asdict(manifest), **tables.quality_json(manifest)}))
         return 0
     print(f"{manifest.name}: {manifest.dim} dimensions, {manifest.similarity}, made by {manifest.created_by}\n")
-    rows = [("tower", "source", "pooling", "segments", "max tokens", "licence", "language", "tower_id")]
+    rows = [("tower", "source", "pooling", "segments", "text preset", "max tokens", "licence", "language", "tower_id")]
     for role, tower in manifest.by_role.items():
         source = tower.source
         rows.append(
@@ -83,6 +83,7 @@ def run_info(options: argparse.Namespace) -> int:
                 source.name + (f"@{source.revision[:12]}" if source.revision else ""),
                 "-" if role == "reader" else tower.pooling + (", normalized" if tower.normalize else ""),
                 tower.segment_ids,
+                tower.tokenizer.text_preset,
                 str(tower.max_tokens),
                 source.license or "-",
                 source.language or "-",
