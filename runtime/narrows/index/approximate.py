@@ -1,14 +1,14 @@
-"""Approximate search: candidates from a FAISS structure, scored again where vectors are stored beside it.
+"""Approximate search: FAISS's structures, with candidates scored again where vectors are stored beside them.
 
 An answer does not depend on who else is asking: FAISS compares many queries at once with the centroids of its lists by
 a matrix product, whose last bits, and so the lists it picks, move with their number. So each query is searched alone,
-and threads share the queries; on the measured presets that costs nothing (decision 053).
+and threads share the queries; that costs nothing (decision 053). Scores are FAISS's, of float32 sums.
 """
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -21,7 +21,6 @@ from narrows.index.presets import SearchSettings
 from narrows.index.rescoring import Best, Rows, inner_products, ranked
 from narrows.index.vector_file import read_mapped
 
-Scores = npt.NDArray[np.float32]
 MARGIN = 16  # candidates fetched beyond k: of equal scores at the cut, the lowest ids are wanted
 
 
@@ -48,12 +47,16 @@ class ApproximateIndex:
         self.count, self.dim, self.max_norm = len(id_rank), dim, max_norm
         self._index = read_mapped(file, 0)
         self._is_graph = structures.kind(self._index) == "graph"
-        if self._index.ntotal != self.count or self._index.d != dim + self._is_graph:
+        self._is_augmented = self._index.metric_type == faiss.METRIC_L2
+        if self._index.ntotal != self.count or self._index.d != dim + self._is_augmented:
             raise IndexFileError(f"{file} does not hold {self.count} vectors of {dim}; build the index again")
         self.stored = stored
+        self._refining: Any = None
         self.fidelity: Fidelity = "coded"
         if stored is not None:
             self.fidelity = stored.fidelity
+            if not self._is_augmented:
+                self._refining = faiss.IndexRefine(self._index, stored.faiss_index)
         elif self._is_graph and isinstance(faiss.downcast_index(self._index.storage), faiss.IndexFlat):
             self.fidelity = "fp32"
         self._id_rank = id_rank
@@ -67,6 +70,8 @@ class ApproximateIndex:
             IndexFileError: the structure has no such parameters.
         """
         structures.set_parameters(self._index, settings.parameters)
+        if self._refining is not None:
+            self._refining.k_factor = settings.refine
         self.settings = settings
 
     def sample(self, count: int) -> npt.NDArray[np.float32]:
@@ -83,28 +88,32 @@ class ApproximateIndex:
             k: passages wanted.
         """
         k = min(k, self.count)
-        found: Iterable[Best] = self._pool.map(lambda query: self._search_one(query, k), queries)
+        found: Iterable[Best]
+        if len(queries) == 1:  # handing it to another thread takes longer than some searches
+            _search_with_one_thread()
+            found = [self._search_one(queries[0], k)]
+        else:
+            found = self._pool.map(lambda query: self._search_one(query, k), queries)
         scores, rows = zip(*found, strict=True) if len(queries) else ((), ())
         return SearchHits(
             np.array(scores, dtype=np.float32).reshape(-1, k), np.array(rows, dtype=np.int64).reshape(-1, k)
         )
 
     def _search_one(self, query: npt.NDArray[np.float32], k: int) -> Best:
-        fetch = min(self.count, max(k + MARGIN, int(k * self.settings.refine)))
-        asked = np.append(query, np.float32(0)) if self._is_graph else query
+        asked = np.append(query, np.float32(0)) if self._is_augmented else query
         asked = np.ascontiguousarray(asked, dtype=np.float32)[None]
-        scores, rows = self._index.search(asked, fetch)
+        fetch = min(self.count, k + MARGIN)
+        if self._refining is not None:  # FAISS picks the best of refine times as many by the vectors stored beside it
+            scores, rows = self._refining.search(asked, fetch)
+        else:
+            fetch = min(self.count, max(fetch, int(k * self.settings.refine)))
+            scores, rows = self._index.search(asked, fetch)
         if (rows[0] < 0).sum() > fetch - k:  # few lists, or a part of the graph that no link leads out of
             scores, rows = structures.search_all(self._index, asked, fetch)
         found = rows[0] >= 0
         rows = rows[0][found]
-        return ranked(self._scores(query, rows, scores[0][found]), rows, self._id_rank, k)
-
-    def _scores(self, query: npt.NDArray[np.float32], rows: Rows, own: npt.NDArray[np.float32]) -> Scores:
-        """The scores of some rows: those that the structure gave them, its own, only where it knows no better."""
-        if self.stored is not None:
-            return self.stored.scores(query, rows)
-        return inner_products(self.decode, query, rows) if self._is_graph else own
+        own = scores[0][found]  # of one query alone: the same whoever else is asking
+        return ranked(inner_products(self.decode, query, rows) if self._is_augmented else own, rows, self._id_rank, k)
 
     def decode(self, rows: Rows) -> npt.NDArray[np.float32]:
         """The vectors of some rows as they are held, float32 (rows, dim): those stored beside it, if any."""

@@ -108,7 +108,7 @@ def _fill_structure(
 
 
 def _preparation(plan: Plan, max_norm: float) -> Callable[[Block], Block]:
-    if plan.is_graph:
+    if plan.augmented:
         return lambda block: structures.augmented(block, max_norm)
     return lambda block: block
 

@@ -51,13 +51,13 @@ class FlatIndex:
         Raises:
             IndexFileError: FAISS cannot read the file, or it is not a flat inner-product index of that many rows.
         """
-        index, self.vectors = open_mapped(file, len(id_rank), precision)
-        self.count: int = index.ntotal
-        self.dim: int = index.d
+        self.faiss_index, self.vectors = open_mapped(file, len(id_rank), precision)
+        self.count: int = self.faiss_index.ntotal
+        self.dim: int = self.faiss_index.d
         self.max_norm = max_norm if precision == "fp32" else rounded_norm(max_norm, self.dim)
         self.fidelity: Fidelity = precision
         self._id_rank = id_rank
-        self._sources: tuple[Candidates, ...] = (CpuCandidates(index, threads, self.count),)
+        self._sources: tuple[Candidates, ...] = (CpuCandidates(self.faiss_index, threads, self.count),)
         self._pool = ThreadPoolExecutor(threads, "narrows-rescore") if threads > 1 else None
 
     @property

@@ -20,6 +20,7 @@ LISTS_PER_ROOT = 4  # inverted lists for each square root of the count (FAISS, w
 LEAST_A_LIST = 39  # training vectors, below which FAISS warns that its k-means has too few
 GRAPH_LISTS = 16_384  # from so many lists on, comparing a query with all of their centroids is dearer than a graph
 PARTS_PER_DIM = 4  # components that one 4-bit code of ivfpq-fs stands for
+REFINE = 4  # candidates fetched, times k, to be scored again with the vectors beside them
 LINKS = 32  # of an HNSW node; twice as many on the lowest level
 SCANNED_ROWS = 200_000  # of 768 dimensions: what one core scans in 25 ms; more are searched by a structure
 SCANNED_DIM = 768
@@ -27,13 +28,18 @@ SCANNED_DIM = 768
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A name for a factory string, and when to choose it. `refine` is how many candidates are fetched, times k."""
+    """A name for a factory string, and when to choose it.
+
+    `refine` is how many candidates are fetched, times k; `augmented` whether vectors get one more component, so that a
+    graph of Euclidean distances finds the largest inner products (narrows.index.structures).
+    """
 
     name: str
     factory: str
     store: Store
     refine: float
     about: str
+    augmented: bool = False
 
 
 PRESETS = {
@@ -43,13 +49,18 @@ PRESETS = {
         Preset("flat-fp16", "SQfp16", "fp16", 1, "exact over vectors in half precision: half the memory"),
         Preset("sq8", "SQ8", "none", 1, "all vectors scanned, a byte a dimension: a quarter of flat's memory"),
         Preset("hnsw", f"HNSW{LINKS},Flat", "none", 1, "a graph: fastest where there is more memory than flat takes"),
+        Preset(
+            "hnsw-l2", f"HNSW{LINKS},Flat", "none", 1,
+            "a graph of Euclidean distances, as DPR builds it: slower than hnsw for the same recall, for comparison",
+            augmented=True,
+        ),
         Preset("ivf-sq8", "IVF{lists},SQ8", "none", 1, "some of the lists scanned, a byte a dimension: large indexes"),
         Preset(
-            "ivfpq-fs", "IVF{lists},PQ{parts}x4fs", "fp16", 4,
+            "ivfpq-fs", "IVF{lists},PQ{parts}x4fs", "fp16", REFINE,
             "half a bit a component in memory, candidates scored again with fp16 vectors on disk",
         ),
         Preset(
-            "rabitq", "IVF{lists},RaBitQ", "fp16", 4,
+            "rabitq", "IVF{lists},RaBitQ", "fp16", REFINE,
             "a bit a component in memory, candidates scored again with fp16 vectors on disk; quick to train",
         ),
     )
@@ -87,6 +98,7 @@ class Plan:
     preset: str = "flat"
     factory: str = "Flat"
     store: Store = "fp32"
+    augmented: bool = False
     search: SearchSettings = EXHAUSTIVE
 
     @property
@@ -129,29 +141,30 @@ def plan(wanted: Wanted, count: int, dim: int) -> Plan:
     Raises:
         IndexFileError: no preset has that name, or none fits into the budget.
     """
-    if wanted.memory_budget_bytes:
-        chosen, _ = within(wanted.memory_budget_bytes, count, dim)
-        return _planned(chosen.name, chosen.factory, chosen.store, chosen.refine, count, dim)
-    if wanted.factory:
-        factory = wanted.factory.replace(" ", "")
-        for preset in PRESETS.values():
-            if preset.factory == factory and wanted.store in (None, preset.store):
-                return _planned(preset.name, factory, preset.store, preset.refine, count, dim)
-        store = wanted.store or "none"
-        return _planned("custom", factory, store, 1 if store == "none" else 4, count, dim)
-    if wanted.preset not in PRESETS:
-        raise IndexFileError(f"there is no preset {wanted.preset!r}; there are {', '.join(PRESETS)}")
-    preset = PRESETS[wanted.preset]
-    store = preset.store if preset.factory in EXACT else wanted.store or preset.store
-    return _planned(preset.name, preset.factory, store, preset.refine, count, dim)
-
-
-def _planned(name: str, factory: str, store: Store, refine: float, count: int, dim: int) -> Plan:
+    preset = _preset(wanted, count, dim)
     lists = _lists(count)
     coarse = f"{lists}_HNSW32" if lists >= GRAPH_LISTS else str(lists)
-    made = Plan(name, factory.format(lists=coarse, parts=_parts(dim)), store)
+    factory = preset.factory.format(lists=coarse, parts=_parts(dim))
+    made = Plan(preset.name, factory, preset.store, preset.augmented)
     effort = 128 if made.is_graph else max(1, made.lists // 32)
-    return replace(made, search=SearchSettings(made.effort(effort), refine))
+    return replace(made, search=SearchSettings(made.effort(effort), preset.refine))
+
+
+def _preset(wanted: Wanted, count: int, dim: int) -> Preset:
+    """The preset that is wanted, with the store that is wanted; or one for a factory string of the user's own."""
+    if wanted.memory_budget_bytes:
+        preset, _ = within(wanted.memory_budget_bytes, count, dim)
+    elif wanted.factory:
+        factory = wanted.factory.replace(" ", "")
+        known = [preset for preset in PRESETS.values() if preset.factory == factory and not preset.augmented]
+        preset = known[0] if known else Preset("custom", factory, "none", 1, "")
+    elif wanted.preset in PRESETS:
+        preset = PRESETS[wanted.preset]
+    else:
+        raise IndexFileError(f"there is no preset {wanted.preset!r}; there are {', '.join(PRESETS)}")
+    if wanted.store is None or wanted.store == preset.store or preset.factory in EXACT:
+        return preset
+    return replace(preset, store=wanted.store, refine=1 if wanted.store == "none" else REFINE)
 
 
 def _lists(count: int) -> int:
@@ -173,7 +186,8 @@ def memory_bytes(preset: Preset, count: int, dim: int) -> int:
         "flat-fp16": 2 * dim,
         "sq8": dim,
         # Links of 4 bytes, on the lowest level and the ones above it; level, offset.
-        "hnsw": 4 * (dim + 1) + 4 * (2 * LINKS + LINKS / (LINKS - 1)) + 12,
+        "hnsw": 4 * dim + 4 * (2 * LINKS + LINKS / (LINKS - 1)) + 12,
+        "hnsw-l2": 4 * (dim + 1) + 4 * (2 * LINKS + LINKS / (LINKS - 1)) + 12,
         "ivf-sq8": dim + 8,
         "ivfpq-fs": _parts(dim) / 2 + 8,
         "rabitq": dim / 8 + 8 + 8,

@@ -17,21 +17,19 @@ Kind = Literal["lists", "graph", "codes"]
 def make(plan: Plan, dim: int) -> faiss.Index:
     """An empty structure for vectors of `dim`.
 
-    A graph knows only Euclidean distances well, so vectors get one more component (`augmented`).
-
     Raises:
         IndexFileError: FAISS does not know the factory string, or it names a kind that is not served.
     """
     try:
-        if plan.is_graph:
+        if plan.augmented:
             index = faiss.index_factory(dim + 1, plan.factory, faiss.METRIC_L2)
-            cast(Any, index).hnsw.efConstruction = EF_CONSTRUCTION
         else:
             index = faiss.index_factory(dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         reason = str(error).rsplit("Error: ", 1)[-1]
         raise IndexFileError(f"FAISS makes no index of {dim} dimensions from {plan.factory!r} ({reason})") from None
-    kind(index)
+    if kind(index) == "graph":
+        cast(Any, index).hnsw.efConstruction = EF_CONSTRUCTION
     return index
 
 
