@@ -137,7 +137,7 @@ def _recalls(found: Data, system: System) -> tuple[float, float]:
         rows = system.search(query[None], exam.k)[0]
         scores = exam.exact.scores(query, rows[rows >= 0])
         shares.append(((scores >= threshold).sum() / exam.k, min(1.0, (scores >= best_threshold).sum() / 10)))
-    return tuple(np.mean(shares, axis=0).round(5).tolist())  # type: ignore[return-value]  # two of them
+    return tuple(np.mean(shares, axis=0).round(5).tolist())
 
 
 def _rate(found: Data, system: System, seconds: float) -> float:
