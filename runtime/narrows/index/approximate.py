@@ -108,12 +108,14 @@ class ApproximateIndex:
         else:
             fetch = min(self.count, max(fetch, int(k * self.settings.refine)))
             scores, rows = self._index.search(asked, fetch)
-        if (rows[0] < 0).sum() > fetch - k:  # few lists, or a part of the graph that no link leads out of
+        short = (rows[0] < 0).sum() > fetch - k
+        if short:  # few lists, or a part of the graph that no link leads out of
             scores, rows = structures.search_all(self._index, asked, fetch)
         found = rows[0] >= 0
-        rows = rows[0][found]
-        own = scores[0][found]  # of one query alone: the same whoever else is asking
-        return ranked(inner_products(self.decode, query, rows) if self._is_augmented else own, rows, self._id_rank, k)
+        own, rows = scores[0][found], rows[0][found]  # of one query alone: the same whoever else is asking
+        if self._is_augmented or (short and self.stored is not None):
+            own = inner_products(self.decode, query, rows)
+        return ranked(own, rows, self._id_rank, k)
 
     def decode(self, rows: Rows) -> npt.NDArray[np.float32]:
         """The vectors of some rows as they are held, float32 (rows, dim): those stored beside it, if any."""
