@@ -121,7 +121,7 @@ def _train(index: faiss.Index, vectors: VectorFile, plan: Plan, max_norm: float,
     try:
         index.train(_preparation(plan, max_norm)(sample))
     except RuntimeError as error:
-        reason = str(error).rsplit("Error: ", 1)[-1]
+        reason = structures.reason(error)
         raise IndexFileError(f"FAISS cannot train {plan.factory} on {len(sample)} vectors: {reason}") from None
 
 

@@ -1,5 +1,6 @@
 """FAISS's structures that find candidates: which kinds are served, and what differs between them."""
 
+import re
 from typing import Any, Literal, cast
 
 import faiss
@@ -26,11 +27,20 @@ def make(plan: Plan, dim: int) -> faiss.Index:
         else:
             index = faiss.index_factory(dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        reason = str(error).rsplit("Error: ", 1)[-1]
-        raise IndexFileError(f"FAISS makes no index of {dim} dimensions from {plan.factory!r} ({reason})") from None
+        raise IndexFileError(
+            f"FAISS makes no index of {dim} dimensions from {plan.factory!r} ({reason(error)})"
+        ) from None
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is not None and ivf.nlist < 1:
+        raise IndexFileError(f"{plan.factory!r} has no lists: give a number, as in IVF1024")
     if kind(index) == "graph":
         cast(Any, index).hnsw.efConstruction = EF_CONSTRUCTION
     return index
+
+
+def reason(error: RuntimeError) -> str:
+    """What FAISS has to say, without where in its sources."""
+    return re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", str(error), flags=re.DOTALL)
 
 
 def kind(index: faiss.Index) -> Kind:
