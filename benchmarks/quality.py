@@ -71,6 +71,7 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, action="append", required=True)
     parser.add_argument("--data", type=_language, action="append", required=True, metavar="NAME=PASSAGES,QUESTIONS")
     parser.add_argument("--where", default="seen_by_tiny_dpr", help="leave out questions whose line has this key true")
+    parser.add_argument("--variants", nargs="+", help="of these, those that a bundle has (default: all that it has)")
     parser.add_argument("--limit", type=int, default=2000, help="questions of each language (default: 2000)")
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -83,7 +84,7 @@ def main() -> int:
             bundle = open_bundle(path)
             title = f"\n## {bundle.manifest.name}, {language.name}: {len(chosen)} questions\n"
             print(title, file=sys.stderr)
-            lines = list(_lines(path, bundle, language, chosen, asked, options.scratch))
+            lines = list(_lines(path, bundle, language, chosen, asked, options.scratch, options.variants))
             parts += [title, _table(lines)]
             durable.write_file(options.out, "\n".join(parts).encode())
     return 0
@@ -108,12 +109,20 @@ def _questions(language: Language, where: str, limit: int) -> tuple[list[Questio
 
 
 def _lines(
-    path: Path, bundle: Bundle, language: Language, chosen: Sequence[Question], asked: Asked, scratch: Path
+    path: Path,
+    bundle: Bundle,
+    language: Language,
+    chosen: Sequence[Question],
+    asked: Asked,
+    scratch: Path,
+    variants: Sequence[str] | None,
 ) -> Iterator[Line]:
     threads = available_cores()
     name = bundle.manifest.name
     flat = scratch / f"{name}-{language.name}-{REFERENCE_VARIANT}.index"
     for variant in bundle.tower("context_encoder").variants:
+        if variants and variant not in variants:
+            continue
         index = scratch / f"{name}-{language.name}-{variant}.index"
         if store.current_generation(index) is None:
             bars = Bars()

@@ -1,6 +1,6 @@
 """Recorded runs of benchmarks.search.run -> a table in Markdown and a plot for each.
 
-python -m benchmarks.search.report --plots benchmarks/plots benchmarks/results/search-*.json
+python -m benchmarks.search.report --plots benchmarks/plots benchmarks/search/results/*.json
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> int:
         result = json.loads(file.read_bytes())
         print(f"\n{result['data']}, {result['queries']} questions one at a time, one thread, k = {result['k']}\n")
         print(table(result["points"]))
-        (options.plots / f"{file.stem}.svg").write_bytes(draw(plot(result)))
+        (options.plots / f"search-{file.stem}.svg").write_bytes(draw(plot(result)))
     return 0
 
 
