@@ -20,7 +20,7 @@ from narrows.index.store import STORED, STRUCTURE, VECTORS
 
 LINKS, EF_CONSTRUCTION = presets.LINKS, structures.EF_CONSTRUCTION
 EFFORTS_OF_A_GRAPH = (128, 256, 512, 1024)
-EFFORTS_OF_LISTS = (4, 8, 16, 32, 64, 128)
+EFFORTS_OF_LISTS = (8, 16, 32, 64, 128, 256)
 
 Queries = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

@@ -1,6 +1,7 @@
 """Files of vectors that grow row by row, are read in blocks, and are searched by FAISS as they lie."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ DTYPE: dict[Precision, np.dtype[np.float32] | np.dtype[np.float16]] = {
 LARGEST_HALF = 65504.0
 
 
+@cache
 def header(dim: int, count: int, precision: Precision = "fp32") -> bytes:
     """What comes before the vectors, (count, dim), in the file of a flat inner-product index.
 
