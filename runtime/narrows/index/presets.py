@@ -140,12 +140,14 @@ def plan(wanted: Wanted, count: int, dim: int) -> Plan:
     """The structure for `count` vectors of `dim`.
 
     Raises:
-        IndexFileError: no preset has that name, or none fits into the budget.
+        IndexFileError: no preset has that name, none fits into the budget, or a factory string has wrong braces.
     """
     preset = _preset(wanted, count, dim)
     lists = _lists(count)
     coarse = f"{lists}_HNSW32" if lists >= GRAPH_LISTS else str(lists)
-    factory = preset.factory.format(lists=coarse, parts=_parts(dim))
+    factory = preset.factory.replace("{lists}", coarse).replace("{parts}", str(_parts(dim)))
+    if "{" in factory or "}" in factory:
+        raise IndexFileError(f"{preset.factory!r}: only {{lists}} and {{parts}} are filled in; write numbers elsewhere")
     made = Plan(preset.name, factory, preset.store, preset.augmented)
     effort = DEFAULT_EFFORT_OF_A_GRAPH if made.is_graph else min(DEFAULT_LISTS, made.lists)
     return replace(made, search=SearchSettings(made.effort(effort), preset.refine))

@@ -12,6 +12,7 @@ from narrows.index.presets import Plan
 from narrows.index.rescoring import Rows
 
 EF_CONSTRUCTION = 200  # as DPR builds its graphs (dpr/indexer/faiss_indexers.py)
+WHERE = re.compile(r"^Error in .* at \S+:\d+: (Error: )?", re.DOTALL)
 Kind = Literal["lists", "graph", "codes"]
 
 
@@ -39,8 +40,8 @@ def make(plan: Plan, dim: int) -> faiss.Index:
 
 
 def reason(error: RuntimeError) -> str:
-    """What FAISS has to say, without where in its sources."""
-    return re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", str(error), flags=re.DOTALL)
+    """What FAISS says, without the place in its source."""
+    return WHERE.sub("", str(error))
 
 
 def kind(index: faiss.Index) -> Kind:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from narrows.index.store import Recall
     from narrows.index.tuning import Tuning
 
-UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+UNITS = {"": 1, "B": 1} | {f"{unit}IB": 2 ** (10 * n) for n, unit in enumerate("KMGT", start=1)}
+UNITS |= {f"{unit}B": 10 ** (3 * n) for n, unit in enumerate("KMGT", start=1)}
 PRESETS = {  # narrows.index.presets says what they are; a test holds this to it
     "flat": "exact (default)",
     "flat-fp16": "exact, half the memory",
