@@ -1,6 +1,7 @@
 """FAISS's structures that find candidates: which kinds are served, and what differs between them."""
 
 import re
+import threading
 from typing import Any, Literal, cast
 
 import faiss
@@ -13,6 +14,7 @@ from narrows.index.rescoring import Rows
 
 EF_CONSTRUCTION = 200  # as DPR builds its graphs (dpr/indexer/faiss_indexers.py)
 WHERE = re.compile(r"^Error in .* at \S+:\d+: (Error: )?", re.DOTALL)
+MAPPING = threading.Lock()  # FAISS says that a map is there before it is whole
 Kind = Literal["lists", "graph", "codes"]
 
 
@@ -96,8 +98,9 @@ def set_parameters(index: faiss.Index, parameters: str) -> None:
 def decode(index: faiss.Index, rows: Rows) -> npt.NDArray[np.float32]:
     """The vectors of some rows as the structure holds them, float32 (rows, its dimensions)."""
     ivf = faiss.try_extract_index_ivf(index)
-    if ivf is not None and ivf.direct_map.no():
-        ivf.make_direct_map()  # 8 bytes a vector: where each one is
+    with MAPPING:
+        if ivf is not None and ivf.direct_map.no():
+            ivf.make_direct_map()  # 8 bytes a vector: where each one is
     found: npt.NDArray[np.float32] = index.reconstruct_batch(rows)
     return found
 
