@@ -122,7 +122,10 @@ def _train(index: faiss.Index, vectors: VectorFile, plan: Plan, max_norm: float,
         index.train(_preparation(plan, max_norm)(sample))
     except RuntimeError as error:
         reason = structures.reason(error)
-        raise IndexFileError(f"FAISS cannot train {plan.factory} on {len(sample)} vectors: {reason}") from None
+        raise IndexFileError(
+            f"FAISS cannot train {plan.factory} on {len(sample)} vectors ({reason}): choose another preset; flat needs "
+            "no training"
+        ) from None
 
 
 def _save(index: faiss.Index, file: Path) -> None:
