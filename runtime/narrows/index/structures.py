@@ -97,9 +97,12 @@ def set_parameters(index: faiss.Index, parameters: str) -> None:
 
 def decode(index: faiss.Index, rows: Rows) -> npt.NDArray[np.float32]:
     """The vectors of some rows as the structure holds them, float32 (rows, its dimensions)."""
-    ivf = faiss.try_extract_index_ivf(index)
+    ivf: Any = faiss.try_extract_index_ivf(index)
     with MAPPING:
         if ivf is not None and ivf.direct_map.no():
+            lists: Any = faiss.downcast_index(ivf)
+            if isinstance(lists, faiss.IndexIVFPQFastScan):
+                lists.fine_quantizer = lists.pq  # which FAISS, reading a file, forgets, and crashes without
             ivf.make_direct_map()  # 8 bytes a vector: where each one is
     found: npt.NDArray[np.float32] = index.reconstruct_batch(rows)
     return found
