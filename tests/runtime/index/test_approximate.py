@@ -34,6 +34,7 @@ CUSTOM: tuple[tuple[str, Store], ...] = (
     ("RR64,IVF16,RaBitQ", "fp16"),
     ("SQ4", "none"),
     ("IVF16_HNSW8,SQ8", "none"),
+    ("IVF16,PQ32x4fs", "none"),
 )
 ALL = {name: Wanted(name) for name in PRESETS} | {
     f"{factory} {store}": Wanted(factory=factory, store=store) for factory, store in CUSTOM
@@ -71,7 +72,7 @@ def make(directory: Path, wanted: Wanted, vectors: Vectors) -> Case:
     (directory / VECTORS).write_bytes(header(dim, count) + vectors.tobytes())
     max_norm = float(np.linalg.norm(vectors.astype(np.float64), axis=1).max())
     made = plan(wanted, count, dim)
-    filling.fill(directory, VectorFile(directory / VECTORS, dim, count), made, max_norm, 2, Progress())
+    filling.fill(directory, VectorFile(directory / VECTORS, dim, count), made, max_norm, 1, Progress())
     id_rank = np.random.default_rng(1).permutation(count).astype(np.uint32)
     return Case(directory, made, vectors, id_rank, max_norm)
 
@@ -155,7 +156,7 @@ def test_as_many_as_are_asked_for(case: Callable[[str], Case], queries: Vectors,
         assert_whole(found, found.open(found.effort(share)).search(some, k), 2, k)
 
 
-@pytest.mark.parametrize("name", [*ALL, "PQ16x4fs none", "RR64,IVF16,PQ16x4fs none"])
+@pytest.mark.parametrize("name", [*ALL, "PQ16x4fs none"])
 def test_queries_that_tell_nothing_apart(case: Callable[[str], Case], name: str) -> None:
     found = case(name)
     index = found.open(found.effort(0), threads=2)
@@ -207,7 +208,7 @@ def test_scores_are_inner_products(case: Callable[[str], Case], queries: Vectors
         hits = index.search(query[None], k)
         rows = hits.rows[0]
         if vectors is None:
-            tolerance = 0.02 if "SQ8" in name else 0.2
+            tolerance = 0.02 if "SQ8" in name or name == "sq8" else 0.2
             vectors_found = found.vectors[rows]
         else:
             tolerance = DIM * 2.0**-23
@@ -229,13 +230,13 @@ def test_what_a_structure_decodes_is_near_what_went_in(case: Callable[[str], Cas
     assert decoded.dtype == np.float32
     cosines = (decoded * given_vectors).sum(axis=1)
     cosines /= np.linalg.norm(decoded, axis=1) * np.linalg.norm(given_vectors, axis=1)
-    assert cosines.min() > (0.98 if "SQ4" in name else 0.999)
+    assert cosines.min() > (0.8 if "PQ32" in name else 0.98 if "SQ4" in name else 0.999)
     assert index.fidelity == {"fp16": "fp16", "fp32": "fp32"}.get(
         found.plan.store, "fp32" if name.startswith("hnsw") else "coded"
     )
 
 
-LEAST_RECALL = {"SQ4 none": 0.85}  # at 10, of all lists or a wide view; sq8 and finer: 0.97
+LEAST_RECALL = {"SQ4 none": 0.85, "IVF16,PQ32x4fs none": 0.5}  # at 10, of all lists or a wide view; sq8 and finer: 0.97
 
 
 @pytest.mark.parametrize("name", ALL)
