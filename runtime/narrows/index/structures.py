@@ -102,7 +102,7 @@ def decode(index: faiss.Index, rows: Rows) -> npt.NDArray[np.float32]:
         if ivf is not None and ivf.direct_map.no():
             lists: Any = faiss.downcast_index(ivf)
             if isinstance(lists, faiss.IndexIVFPQFastScan):
-                lists.fine_quantizer = lists.pq  # which FAISS, reading a file, forgets, and crashes without
+                cast(Any, lists).fine_quantizer = lists.pq  # which FAISS, reading a file, forgets, and crashes without
             ivf.make_direct_map()  # 8 bytes a vector: where each one is
     found: npt.NDArray[np.float32] = index.reconstruct_batch(rows)
     return found
