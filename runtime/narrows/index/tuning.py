@@ -166,14 +166,16 @@ def _least_effort(plan: Plan, bound: Callable[[int], float], target: float) -> i
     if not most:
         return 0 if bound(0) >= target else None
     reached = None
-    before = -1.0
+    before, goes_on = -1.0, False
     for effort in _doubling(LEAST_EFFORT[plan.is_graph], most):
         found = bound(effort)
         if found >= target:
             reached = effort
             break
-        if found == before > 0:  # all that can be found is
-            return None
+        if found == before > 0 and not goes_on:  # all that can be found may be
+            if bound(most) < target:
+                return None
+            goes_on = True
         before = found
     if reached is None:
         return None
