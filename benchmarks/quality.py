@@ -16,6 +16,7 @@ from pathlib import Path
 
 from narrows import durable
 from narrows.bundle import REFERENCE_VARIANT, Bundle, open_bundle
+from narrows.errors import QuestionFileError
 from narrows.index import store
 from narrows.index.build import BuildRequest, build_index
 from narrows.index.merge import merge_indexes
@@ -101,7 +102,7 @@ def _language(text: str) -> Language:
 def _questions(language: Language, where: str, limit: int) -> tuple[list[Question], Asked]:
     try:
         found = read_set(language.questions, where={where: False})
-    except Exception:
+    except QuestionFileError:  # a set without that key
         found = read_set(language.questions)
     chosen = sample(found.questions, min(limit, len(found.questions)), SEED)
     sha256 = durable.sha256_file(language.questions)

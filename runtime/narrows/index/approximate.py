@@ -5,10 +5,10 @@ a matrix product, whose last bits, and so the lists it picks, move with their nu
 and threads share the queries; that costs nothing (decision 053). Scores are FAISS's, of float32 sums.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import faiss
 import numpy as np
@@ -101,24 +101,32 @@ class ApproximateIndex:
 
     def _search_one(self, query: npt.NDArray[np.float32], k: int) -> Best:
         asked = np.append(query, np.float32(0)) if self._is_augmented else query
-        asked = np.ascontiguousarray(asked, dtype=np.float32)[None]
+        for scores, rows in self._attempts(np.ascontiguousarray(asked, dtype=np.float32)[None], k):
+            found = rows[0] >= 0
+            if found.sum() >= k:
+                own, rows = scores[0][found], rows[0][found]  # of one query alone: the same whoever else is asking
+                best = inner_products(self.decode, query, rows) if self._is_augmented else own
+                return ranked(best, rows, self._id_rank, k)
+        # Codes that are scanned fast do not tell vectors apart for some queries, such as zeros; others overflow.
+        every = np.arange(self.count)
+        return ranked(inner_products(self.decode, query, every), every, self._id_rank, k)
+
+    def _attempts(self, asked: npt.NDArray[np.float32], k: int) -> Iterator[tuple[npt.NDArray[np.float32], Rows]]:
+        """Scores and rows by the settings; and where these find fewer than k, by ever more lists, or past the graph."""
         fetch = min(self.count, k + MARGIN)
         if self._refining is not None:  # FAISS picks the best of refine times as many by the vectors stored beside it
-            scores, rows = self._refining.search(asked, fetch)
-        else:
-            fetch = min(self.count, max(fetch, int(k * self.settings.refine)))
-            scores, rows = self._index.search(asked, fetch)
-        short = (rows[0] < 0).sum() > fetch - k
-        if short:  # few lists, or a part of the graph that no link leads out of
-            scores, rows = structures.search_all(self._index, asked, fetch)
-        found = rows[0] >= 0
-        if found.sum() < k:  # codes that are scanned fast do not tell vectors apart for some queries, such as zeros
-            every = np.arange(self.count)
-            return ranked(inner_products(self.decode, query, every), every, self._id_rank, k)
-        own, rows = scores[0][found], rows[0][found]  # of one query alone: the same whoever else is asking
-        if self._is_augmented or (short and self.stored is not None):
-            own = inner_products(self.decode, query, rows)
-        return ranked(own, rows, self._id_rank, k)
+            yield self._refining.search(asked, fetch)
+            factor, make = self.settings.refine, cast(Any, faiss)
+            for probing in structures.probing(self._index):
+                parameters = make.IndexRefineSearchParameters(k_factor=factor, base_index_params=probing)
+                yield self._refining.search(asked, fetch, params=parameters)
+            return
+        fetch = min(self.count, max(fetch, int(k * self.settings.refine)))
+        yield self._index.search(asked, fetch)
+        if self._is_graph:  # a part of it that no link leads out of
+            yield faiss.downcast_index(self._index.storage).search(asked, fetch)
+        for probing in structures.probing(self._index):
+            yield self._index.search(asked, fetch, params=probing)
 
     def decode(self, rows: Rows) -> npt.NDArray[np.float32]:
         """The vectors of some rows as they are held, float32 (rows, dim): those stored beside it, if any."""

@@ -80,7 +80,7 @@ def build_index(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bu
         else:
             journal = _store(request, inputs, tower.manifest.dim, progress)
         resumed_at = journal.encoded.rows
-        sealing.checked_plan(target.wanted, journal.count, journal.dim, progress)
+        sealing.check_plan(target, journal.count, journal.dim, progress)
         journal, encode_s = _encode(target.out / BUILD, journal, tower, request.threads, progress)
         source = request.passages.name + (f" [{request.shard}]" if request.shard else "")
         origin = Origin(bundle.manifest.name, source, inputs.source_sha256)

@@ -88,9 +88,8 @@ def _fill_structure(
         structures.make(plan, vectors.dim)  # a wrong factory string takes nothing away
         file.unlink(missing_ok=True)
         durable.write_file(directory / FILLING, manifests.encode(wanted))
-    if file.exists():
-        index = faiss.read_index(str(file))
-    else:
+    index = _begun(file)
+    if index is None:
         index = structures.make(plan, vectors.dim)
         _train(index, vectors, plan, max_norm, progress)
         _save(index, file)
@@ -107,6 +106,14 @@ def _fill_structure(
         _save(index, file)
 
 
+def _begun(file: Path) -> faiss.Index | None:
+    """What was saved before; None where there is nothing, or it cannot be read."""
+    try:
+        return faiss.read_index(str(file)) if file.exists() else None
+    except RuntimeError:
+        return None
+
+
 def _preparation(plan: Plan, max_norm: float) -> Callable[[Block], Block]:
     if plan.augmented:
         return lambda block: structures.augmented(block, max_norm)
@@ -120,7 +127,7 @@ def _train(index: faiss.Index, vectors: VectorFile, plan: Plan, max_norm: float,
     progress.training(len(sample))
     try:
         index.train(_preparation(plan, max_norm)(sample))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         reason = structures.reason(error)
         raise IndexFileError(
             f"FAISS cannot train {plan.factory} on {len(sample)} vectors ({reason}): choose another preset; flat needs "

@@ -96,6 +96,8 @@ def import_index(
 
 def _inputs(tower: Tower, request: ImportRequest, found: EmbeddingFiles) -> Inputs:
     """Embeddings are known by name, size and time: reading them all to hash them would take as long as the import."""
+    if request.passages.is_fifo():
+        raise PassageFileError(f"{request.passages}:1: it is a pipe, and is read twice; write the passages to a file")
     try:
         states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in found.files]
         passages_sha256 = durable.sha256_file(request.passages)
@@ -121,7 +123,7 @@ def _store(
     directory.mkdir()
     try:
         count, skipped = store_passages(request.passages, directory, request.skip_bad, None, progress)
-        sealing.checked_plan(target.wanted, count, tower.manifest.dim, progress)
+        sealing.check_plan(target, count, tower.manifest.dim, progress)
         passages = Passages(directory)
         max_norm = _write_vectors(directory / VECTORS, passages, tower.manifest.dim, found, request, progress)
         (directory / TRUNCATED).write_bytes(b"")  # the encoder that cut the texts was another program

@@ -69,7 +69,7 @@ def merge_indexes(bundle: Bundle, sources: Sequence[Path], target: Target, progr
     with held(target, inputs) as begun:
         if begun.done:
             return report(target, *begun.done, begun.done[1].count, 0.0)
-        sealing.checked_plan(target.wanted, sum(part.manifest.count for part in parts), first.manifest.dim, progress)
+        sealing.check_plan(target, sum(part.manifest.count for part in parts), first.manifest.dim, progress)
         journal = begun.journal or _put_together(target.out, parts, inputs, progress)
         generation, manifest = sealing.seal(bundle, journal, origin, target, progress)
     return report(target, generation, manifest, journal.count, 0.0)

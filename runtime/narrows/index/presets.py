@@ -118,6 +118,12 @@ class Plan:
         found = re.search(r"IVF(\d+)", self.factory)
         return int(found[1]) if found else 0
 
+    @property
+    def least_count(self) -> int:
+        """How many vectors it takes to train it: one for each list, and for each word of a product quantizer."""
+        words = re.search(r"(?<![A-Z])PQ\d+(?:x(\d+))?", self.factory)
+        return max(1, self.lists, 2 ** int(words[1] or 8) if words else 0)
+
     def effort(self, value: int) -> str:
         """FAISS's parameters for a search of so much effort: lists probed, or nodes kept in view."""
         if self.is_graph:
@@ -165,8 +171,10 @@ def _preset(wanted: Wanted, count: int, dim: int) -> Preset:
         preset = PRESETS[wanted.preset]
     else:
         raise IndexFileError(f"there is no preset {wanted.preset!r}; there are {', '.join(PRESETS)}")
-    if wanted.store is None or wanted.store == preset.store or preset.factory in EXACT:
+    if wanted.store is None or wanted.store == preset.store:
         return preset
+    if preset.factory in EXACT:
+        raise IndexFileError(f"{preset.name} scans the vectors that it holds: it takes no --rescore")
     return replace(preset, store=wanted.store, refine=1 if wanted.store == "none" else REFINE)
 
 

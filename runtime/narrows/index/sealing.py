@@ -1,25 +1,32 @@
 """The end of every build: vectors and passages in INDEX/.build -> the index's next generation."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 import narrows
 from narrows import integrity, variants
 from narrows.bundle import Bundle
+from narrows.encoder import Embeddings
+from narrows.errors import IndexFileError
 from narrows.index import filling, presets, store, structures, tuning, unfinished
+from narrows.index.approximate import ApproximateIndex
 from narrows.index.flat import FlatIndex
 from narrows.index.opened import open_vectors
-from narrows.index.presets import Plan, Wanted
+from narrows.index.presets import Plan
 from narrows.index.progress import Progress
 from narrows.index.store import TRUNCATED, VECTORS, IndexedFile, IndexManifest, Recall
 from narrows.index.target import Target
-from narrows.index.tuning import Exam, Tuning
+from narrows.index.tuning import Exam
 from narrows.index.unfinished import BUILD, Journal
 from narrows.index.vector_file import VectorFile
 from narrows.offline import embed
 from narrows.passages import Passages
 from narrows.towers import load_towers
+
+DECODED_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +38,24 @@ class Origin:
     source_sha256: str
 
 
-def checked_plan(wanted: Wanted, count: int, dim: int, progress: Progress) -> Plan:
-    """What to make of `count` vectors of `dim`, known to be possible before any is encoded.
+def check_plan(target: Target, count: int, dim: int, progress: Progress) -> None:
+    """Whether what is wanted can be made of `count` vectors of `dim`, before any is encoded.
 
     Raises:
         IndexFileError: it is not.
     """
-    if wanted.memory_budget_bytes:
-        chosen, reasons = presets.within(wanted.memory_budget_bytes, count, dim)
+    if target.wanted.memory_budget_bytes:
+        chosen, reasons = presets.within(target.wanted.memory_budget_bytes, count, dim)
         progress.planned([*reasons, f"so {chosen.name}: {chosen.about}"])
-    plan = presets.plan(wanted, count, dim)
+    plan = presets.plan(target.wanted, count, dim)
     if not plan.is_exact:
         structures.make(plan, dim)
-    return plan
+        if count < plan.least_count:
+            raise IndexFileError(
+                f"{plan.factory} cannot be trained on {count} vectors, {plan.least_count} are the least: take flat"
+            )
+        if target.tuning:
+            tuning.check(len(target.tuning.questions), target.tuning.target)
 
 
 def seal(
@@ -60,39 +72,42 @@ def seal(
     directory = path / BUILD
     vectors = VectorFile(directory / VECTORS, journal.dim, journal.count)
     filling.fill(directory, vectors, plan, journal.encoded.max_norm, target.threads, progress)
+    id_rank, max_norm = Passages(directory).id_rank, journal.encoded.max_norm
+    # Also where nothing is measured: what cannot be opened is not published.
+    index = open_vectors(directory, plan, journal.dim, max_norm, id_rank, target.threads)
     recall = None
     if target.tuning:
-        plan, recall = _measure(directory, bundle, journal, plan, target.tuning, target.threads, progress.step)
-    manifest = _describe(journal, origin, target.name, plan, recall, directory)
+        progress.step("encoding questions")
+        queries = _encoded(bundle, journal.inputs.variant, target.tuning.questions, target.threads)
+        progress.step("searching exactly")
+        exam = Exam.of(FlatIndex(directory / VECTORS, id_rank, max_norm, target.threads), queries, target.tuning.k)
+        settings, recall = tuning.measured(index, plan, exam, target.tuning, progress.step)
+        plan = replace(plan, search=settings)
+    cosine = _least_cosine(index, vectors) if index.fidelity == "coded" else 1.0
+    manifest = _describe(journal, origin, target.name, plan, recall, cosine, directory)
     generation = store.publish(path, directory, manifest)
     unfinished.finish(path, generation)
     return generation, manifest
 
 
-def _measure(
-    directory: Path,
-    bundle: Bundle,
-    journal: Journal,
-    plan: Plan,
-    tuned: Tuning,
-    threads: int,
-    step: Callable[[str], object],
-) -> tuple[Plan, Recall]:
-    step("encoding questions")
-    variant = variants.choose(bundle.manifest, journal.inputs.variant, "").question
+def _encoded(bundle: Bundle, passage_variant: str, questions: Sequence[str], threads: int) -> Embeddings:
+    """Questions by the variant that a server would take by default beside the passages'."""
+    variant = variants.choose(bundle.manifest, passage_variant, "").question
     tower = load_towers(bundle, variant, 1, ["question_encoder"])["question_encoder"]
-    queries = embed(tower, tower.tokenizer.questions(tuned.questions), threads)
-    step("searching exactly")
-    id_rank, max_norm = Passages(directory).id_rank, journal.encoded.max_norm
-    exact = FlatIndex(directory / VECTORS, id_rank, max_norm, threads)
-    exam = Exam.of(exact, queries, tuned.k)
-    index = open_vectors(directory, plan, journal.dim, max_norm, id_rank, threads)
-    settings, recall = tuning.measured(index, plan, exam, tuned, step)
-    return replace(plan, search=settings), recall
+    return embed(tower, tower.tokenizer.questions(questions), threads)
+
+
+def _least_cosine(index: FlatIndex | ApproximateIndex, vectors: VectorFile) -> float:
+    """The lowest cosine of a coded vector with what it codes, in a sample."""
+    rows = np.unique(np.linspace(0, vectors.count - 1, DECODED_ROWS).astype(np.int64))
+    exact = np.concatenate([vectors.read(row, row + 1) for row in rows.tolist()]).astype(np.float64)
+    coded = index.decode(rows).astype(np.float64)
+    norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(coded, axis=1)
+    return float(((exact * coded).sum(axis=1) / np.maximum(norms, 1e-30)).min())
 
 
 def _describe(
-    journal: Journal, origin: Origin, name: str, plan: Plan, recall: Recall | None, directory: Path
+    journal: Journal, origin: Origin, name: str, plan: Plan, recall: Recall | None, least_cosine: float, directory: Path
 ) -> IndexManifest:
     """The manifest of a filled directory; hashes what was encoded, the passages were when they were stored."""
     names = (*store.vector_files(plan), TRUNCATED)
@@ -119,4 +134,5 @@ def _describe(
         files={name: IndexedFile((directory / name).stat().st_size, sha256) for name, sha256 in files.items()},
         plan=plan,
         recall=recall,
+        least_cosine=least_cosine,
     )

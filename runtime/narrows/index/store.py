@@ -80,7 +80,8 @@ class Recall:
 class IndexManifest:
     """What a generation holds, and which tower filled it.
 
-    `plan` says how the vectors are held and searched; `recall` how well, if that was measured.
+    `plan` says how the vectors are held and searched; `recall` how well, if that was measured; `least_cosine` how near
+    coded vectors of a sample are to what they code, at least.
     `token_count` is of all passages before any was cut; `cut_token_count` of these were cut off, from
     `truncated_count` passages. `max_norm` is that of the longest vector. `skipped` is by reason
     (narrows.passage_files.Reason). All files but the manifest are listed, hashed in chunks of `chunk_bytes`.
@@ -106,6 +107,7 @@ class IndexManifest:
     files: dict[str, IndexedFile]
     plan: Plan = FLAT_PLAN
     recall: Recall | None = None
+    least_cosine: float = 1.0
 
 
 def vector_files(plan: Plan) -> tuple[str, ...]:

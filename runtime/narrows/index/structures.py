@@ -2,6 +2,7 @@
 
 import re
 import threading
+from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import faiss
@@ -15,6 +16,8 @@ from narrows.index.rescoring import Rows
 EF_CONSTRUCTION = 200  # as DPR builds its graphs (dpr/indexer/faiss_indexers.py)
 WHERE = re.compile(r"^Error in .* at \S+:\d+: (Error: )?", re.DOTALL)
 MAPPING = threading.Lock()  # FAISS says that a map is there before it is whole
+MOST_LINKS = 512
+ROTATIONS = (faiss.OPQMatrix, faiss.RandomRotationMatrix)
 Kind = Literal["lists", "graph", "codes"]
 
 
@@ -22,28 +25,33 @@ def make(plan: Plan, dim: int) -> faiss.Index:
     """An empty structure for vectors of `dim`.
 
     Raises:
-        IndexFileError: FAISS does not know the factory string, or it names a kind that is not served.
+        IndexFileError: FAISS does not know the factory string, or it names what is not served.
     """
+    links = re.search(r"HNSW(\d+)", plan.factory)
+    if links and not 2 <= int(links[1]) <= MOST_LINKS:  # FAISS aborts the process for 0
+        raise IndexFileError(f"{plan.factory!r}: a graph has 2 to {MOST_LINKS} links a node, as in HNSW32")
+    metric = faiss.METRIC_L2 if plan.augmented else faiss.METRIC_INNER_PRODUCT
     try:
-        if plan.augmented:
-            index = faiss.index_factory(dim + 1, plan.factory, faiss.METRIC_L2)
-        else:
-            index = faiss.index_factory(dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
+        index = faiss.index_factory(dim + plan.augmented, plan.factory, metric)
+    except (RuntimeError, MemoryError) as error:
         raise IndexFileError(
             f"FAISS makes no index of {dim} dimensions from {plan.factory!r} ({reason(error)})"
         ) from None
-    ivf = faiss.try_extract_index_ivf(index)
-    if ivf is not None and ivf.nlist < 1:
+    found = kind(index)
+    if index.metric_type != metric:
+        raise IndexFileError(
+            f"FAISS knows {plan.factory!r} for Euclidean distances only: take another, such as HNSW32,SQ8"
+        )
+    if found == "lists" and not plan.lists:
         raise IndexFileError(f"{plan.factory!r} has no lists: give a number, as in IVF1024")
-    if kind(index) == "graph":
+    if found == "graph":
         cast(Any, index).hnsw.efConstruction = EF_CONSTRUCTION
     return index
 
 
-def reason(error: RuntimeError) -> str:
+def reason(error: RuntimeError | MemoryError) -> str:
     """What FAISS says, without the place in its source."""
-    return WHERE.sub("", str(error))
+    return WHERE.sub("", str(error)) or "out of memory"
 
 
 def kind(index: faiss.Index) -> Kind:
@@ -54,6 +62,14 @@ def kind(index: faiss.Index) -> Kind:
     """
     inner = index
     while isinstance(inner, faiss.IndexPreTransform):
+        chain: Any = inner.chain
+        for number in range(chain.size()):
+            transform = faiss.downcast_VectorTransform(chain.at(number))
+            if not isinstance(transform, ROTATIONS):
+                raise IndexFileError(
+                    f"{type(transform).__name__} changes inner products, and is not served: of the transforms only "
+                    "rotations (OPQ..., RR...) keep them"
+                )
         inner = faiss.downcast_index(inner.index)
     if isinstance(inner, faiss.IndexIVF):
         return "lists"
@@ -108,18 +124,17 @@ def decode(index: faiss.Index, rows: Rows) -> npt.NDArray[np.float32]:
     return found
 
 
-def search_all(index: faiss.Index, query: npt.NDArray[np.float32], fetch: int) -> tuple[npt.NDArray[np.float32], Rows]:
-    """As index.search, of one query, but past every short cut: all lists, or the graph's vectors one by one."""
-    if isinstance(index, faiss.IndexHNSW):
-        return faiss.downcast_index(index.storage).search(query, fetch)
-    ivf = faiss.try_extract_index_ivf(index)
+def probing(index: faiss.Index) -> Iterator[faiss.SearchParameters]:
+    """Parameters for twice as many lists as the index is set to probe, four times, ..., all of them."""
+    ivf: Any = faiss.try_extract_index_ivf(index)
     if ivf is None:
-        return index.search(query, fetch)
-    search_parameters: Any = faiss  # its stubs do not know their keywords
-    coarse = None
-    if isinstance(faiss.downcast_index(ivf.quantizer), faiss.IndexHNSW):
-        coarse = search_parameters.SearchParametersHNSW(efSearch=ivf.nlist)
-    parameters = search_parameters.SearchParametersIVF(nprobe=ivf.nlist, quantizer_params=coarse)
-    if isinstance(index, faiss.IndexPreTransform):
-        parameters = search_parameters.SearchParametersPreTransform(index_params=parameters)
-    return index.search(query, fetch, params=parameters)
+        return
+    of_graph = isinstance(faiss.downcast_index(ivf.quantizer), faiss.IndexHNSW)
+    make: Any = faiss  # its stubs do not know the keywords of parameters
+    lists = ivf.nprobe
+    while lists < ivf.nlist:
+        lists = min(2 * lists, ivf.nlist)
+        coarse = make.SearchParametersHNSW(efSearch=2 * lists) if of_graph else None
+        parameters = make.SearchParametersIVF(nprobe=lists, quantizer_params=coarse)
+        is_rotated = isinstance(index, faiss.IndexPreTransform)
+        yield make.SearchParametersPreTransform(index_params=parameters) if is_rotated else parameters

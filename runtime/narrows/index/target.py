@@ -130,8 +130,15 @@ def _killed_at_its_end(target: Target, inputs: Inputs) -> tuple[str, IndexManife
     if journal.inputs == inputs and not target.restart:
         manifest = store.read_manifest(target.out)[1]
         plan = presets.plan(target.wanted, manifest.count, manifest.dim)
-        if manifest.name == target.name and replace(manifest.plan, search=plan.search) == plan:
+        is_planned = replace(manifest.plan, search=plan.search) == plan
+        if manifest.name == target.name and is_planned and _is_measured(manifest, target.tuning):
             return current, manifest
     if not target.replace:
         raise _exists(target.out)
     return None
+
+
+def _is_measured(manifest: IndexManifest, tuning: Tuning | None) -> bool:
+    found = manifest.recall
+    wanted = tuning and (tuning.target, min(tuning.k, manifest.count))
+    return wanted is None or (found is not None and (found.target, found.k) == wanted)

@@ -79,6 +79,16 @@ class Exam:
         return sorted(times)
 
 
+def check(questions: int, target: float) -> None:
+    """Whether there are enough questions to tune with.
+
+    Raises:
+        IndexFileError: there are not.
+    """
+    if target and questions < LEAST_QUESTIONS:
+        raise IndexFileError(f"{questions} questions are too few to tune with; give {LEAST_QUESTIONS}")
+
+
 def measured(
     index: ApproximateIndex | FlatIndex, plan: Plan, exam: Exam, tuning: Tuning, step: Callable[[str], object]
 ) -> tuple[SearchSettings, Recall]:
@@ -99,8 +109,7 @@ def measured(
     """
     settings, tuned_on = plan.search, 0
     if tuning.target and isinstance(index, ApproximateIndex):
-        if len(exam.queries) < LEAST_QUESTIONS:
-            raise IndexFileError(f"{len(exam.queries)} questions are too few to tune with; give {LEAST_QUESTIONS}")
+        check(len(exam.queries), tuning.target)
         first, exam = exam.part(slice(0, None, 2)), exam.part(slice(1, None, 2))
         settings, tuned_on = _tuned(index, plan, first, tuning.target, step), len(first.queries)
         index.use(settings)
@@ -166,16 +175,14 @@ def _least_effort(plan: Plan, bound: Callable[[int], float], target: float) -> i
     if not most:
         return 0 if bound(0) >= target else None
     reached = None
-    before, goes_on = -1.0, False
+    before = -1.0
     for effort in _doubling(LEAST_EFFORT[plan.is_graph], most):
         found = bound(effort)
         if found >= target:
             reached = effort
             break
-        if found == before > 0 and not goes_on:  # all that can be found may be
-            if bound(most) < target:
-                return None
-            goes_on = True
+        if found == before > 0 and bound(most) < target:  # all that can be found is
+            return None
         before = found
     if reached is None:
         return None

@@ -132,7 +132,7 @@ def find(path: Path, inputs: Inputs) -> Journal | None:
         raise IndexFileError(f"{directory} holds less than its journal says: {advice}")
     if _hash_passages(directory) != journal.stored:
         raise IndexFileError(f"the passages stored in {directory} were changed or damaged: {advice}")
-    for half_written in directory.glob(f".{JOURNAL}.*.tmp"):
+    for half_written in directory.glob(".*.tmp"):
         half_written.unlink()
     return journal
 

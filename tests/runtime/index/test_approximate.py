@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -165,6 +166,34 @@ def test_queries_that_tell_nothing_apart(case: Callable[[str], Case], name: str)
         hits = index.search(queries, k)
         assert_whole(found, hits, 5, k)
         assert not hits.scores[0].any()
+
+
+@pytest.mark.parametrize("name", ["ivf-sq8", "ivfpq-fs", "rabitq"])
+def test_a_search_of_few_lists_finds_no_more_than_one_of_more(
+    case: Callable[[str], Case], queries: Vectors, name: str
+) -> None:
+    """Where lists hold fewer than k, ever more are searched: no leap to all of them, which tuning could not follow."""
+    found = case(name)
+    exact = np.sort(queries.astype(np.float64) @ found.vectors.astype(np.float64).T, axis=1)[:, -100]
+    recalls = []
+    for lists in (1, 2, 4, 8, 16, found.plan.lists):
+        hits = found.open(SearchSettings(found.plan.effort(lists), 8)).search(queries, 100)
+        products = np.einsum("qkd,qd->qk", found.vectors[hits.rows].astype(np.float64), queries.astype(np.float64))
+        recalls.append(float((products >= exact[:, None] - 1e-9).mean()))
+    assert all(after >= before - 0.02 for before, after in pairwise(recalls))
+    assert recalls[-1] > 0.9
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_query_so_long_that_codes_overflow_harms_no_other(
+    case: Callable[[str], Case], queries: Vectors, name: str
+) -> None:
+    index = case(name).open()
+    long = queries[:1] / np.linalg.norm(queries[0]) * np.float32(1e30)
+    together = index.search(np.vstack([queries[1:3], long]), 10)
+    assert together.rows.shape == (3, 10)
+    assert same(taken(together, [0, 1]), index.search(queries[1:3], 10))
+    assert same(taken(together, [2]), index.search(long, 10))
 
 
 @pytest.mark.parametrize("count", [1, 2, 17, 40])

@@ -56,9 +56,9 @@ def test_plans_of_wikipedia() -> None:
         "ivfpq-fs": "IVF16384_HNSW32,PQ192x4fs",
         "rabitq": "IVF16384_HNSW32,RaBitQ",
     }
-    assert made["hnsw"].search == SearchSettings("efSearch=128")
-    assert made["ivf-sq8"].search == SearchSettings("nprobe=512,quantizer_efSearch=1024")
-    assert made["ivfpq-fs"].search.refine == 4
+    assert made["hnsw"].search == SearchSettings("efSearch=256")
+    assert made["ivf-sq8"].search == SearchSettings("nprobe=64,quantizer_efSearch=128")
+    assert made["ivfpq-fs"].search.refine == 8
     assert [made[name].most_effort for name in ("flat", "sq8", "hnsw", "rabitq")] == [0, 0, 2**14, 16_384]
 
 
@@ -85,20 +85,22 @@ def test_vectors_to_score_again_are_the_presets_unless_others_are_asked_for() ->
     assert plan(Wanted("rabitq", store="none"), 300, 64).store == "none"
     assert plan(Wanted("hnsw", store="fp32"), 300, 64).store == "fp32"
     assert plan(Wanted(factory="IVF4,SQ8"), 300, 64) == Plan(
-        "custom", "IVF4,SQ8", "none", search=SearchSettings("nprobe=1", 1)
+        "custom", "IVF4,SQ8", "none", search=SearchSettings("nprobe=4", 1)
     )
     assert plan(Wanted(factory="IVF4, SQ4", store="fp16"), 300, 64) == Plan(
-        "custom", "IVF4,SQ4", "fp16", search=SearchSettings("nprobe=1", 4)
+        "custom", "IVF4,SQ4", "fp16", search=SearchSettings("nprobe=4", 8)
     )
 
 
-@pytest.mark.parametrize("store", [None, "none", "fp16", "fp32"])
-def test_exact_vectors_are_always_stored(store: presets.Store | None) -> None:
+def test_exact_vectors_are_what_is_stored() -> None:
     """There is nothing else of them."""
-    for wanted in (Wanted("flat", store=store), Wanted(factory="Flat", store=store)):
+    for wanted in (Wanted("flat"), Wanted(factory="Flat"), Wanted("flat", store="fp32")):
         assert plan(wanted, 300, 64) == presets.FLAT_PLAN
-    for wanted in (Wanted("flat-fp16", store=store), Wanted(factory="SQfp16", store=store)):
+    for wanted in (Wanted("flat-fp16"), Wanted(factory="SQfp16"), Wanted("flat-fp16", store="fp16")):
         assert plan(wanted, 300, 64) == Plan("flat-fp16", "SQfp16", "fp16")
+    for preset, store in (("flat", "fp16"), ("flat", "none"), ("flat-fp16", "fp32")):
+        with pytest.raises(IndexFileError, match=f"{preset} scans the vectors that it holds: it takes no --rescore"):
+            plan(Wanted(preset, store=store), 300, 64)  # type: ignore[arg-type]
 
 
 def test_a_factory_string_of_a_preset_is_that_preset() -> None:
@@ -133,6 +135,29 @@ def test_kinds_that_are_not_served(factory: str, kind: str) -> None:
         IndexFileError, match=rf"{kind} is not served: give a factory string of inverted lists .*--resc"
     ):
         structures.make(Plan("custom", factory, "none"), 64)
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("L2norm,Flat", "NormalizationTransform changes inner products"),
+        ("PCA16,Flat", "PCAMatrix changes inner products"),
+        ("HNSW32,PQ16x4", "for Euclidean distances only"),
+        ("HNSW0", "a graph has 2 to 512 links a node"),
+        ("HNSW2000000000", "a graph has 2 to 512 links a node"),
+        ("IVF0,Flat", "has no lists"),
+    ],
+)
+def test_what_would_rank_otherwise_or_end_the_process_is_refused(factory: str, said: str) -> None:
+    with pytest.raises(IndexFileError, match=said):
+        structures.make(Plan("custom", factory, "none"), 64)
+
+
+@pytest.mark.parametrize(
+    ("factory", "least"), [("IVF64,SQ8", 64), ("PQ8", 256), ("IVF4,PQ8x4fs", 16), ("OPQ8,IVF4,PQ8x6", 64), ("SQ8", 1)]
+)
+def test_how_many_vectors_training_takes(factory: str, least: int) -> None:
+    assert Plan("custom", factory, "none").least_count == least
 
 
 @pytest.mark.parametrize("factory", ["IVF{x},SQ8", "IVF{},SQ8", "IVF{lists,SQ8", "{", "{lists.a}"])
@@ -251,6 +276,6 @@ def test_how_vectors_are_held_in_a_line() -> None:
     assert index_vectors.described(presets.FLAT_PLAN, 64) == "64 dimensions, flat (Flat)"
     assert index_vectors.described(plan(Wanted("flat-fp16"), 300, 64), 64) == "64 dimensions, flat-fp16 (SQfp16)"
     assert index_vectors.described(plan(Wanted("rabitq"), 300, 64), 64) == (
-        "64 dimensions, rabitq (IVF4,RaBitQ, scored again with fp16 vectors), nprobe=1, 4 k candidates"
+        "64 dimensions, rabitq (IVF4,RaBitQ, scored again with fp16 vectors), nprobe=4, 8 k candidates"
     )
     assert index_vectors.described_recall(None) == "not measured (give --questions when building)"

@@ -31,7 +31,7 @@ def size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", text.strip(), re.IGNORECASE)
     unit = match[2].upper() if match else ""
     unit = unit if unit in UNITS else unit + "B"
-    if match is None or unit not in UNITS or not (found := int(float(match[1]) * UNITS[unit])):
+    if match is None or len(text) > 32 or unit not in UNITS or not (found := int(float(match[1]) * UNITS[unit])):
         raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 8GiB or 500MB")
     return found
 
