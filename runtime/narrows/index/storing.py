@@ -1,5 +1,6 @@
 """A file of passages -> the passages' files of an index, each row checked."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,21 +35,23 @@ class Shard:
 def store_passages(
     file: Path, directory: Path, skip_bad: bool, shard: Shard | None, progress: Progress
 ) -> tuple[int, dict[str, SkippedRows]]:
-    """Stores a file's passages, or the part of them that a shard is; returns how many, and what was left out of all.
+    """Stores a file's passages, or the part of them that a shard is; returns how many, and what was left out of these.
 
     Raises:
         PassageFileError: the file breaks its format, or holds no passage, or fewer than there are shards.
     """
     rows = None
     if shard:
-        count = sum(1 for _ in _read(file, skip_bad, {}, progress))
+        count = sum(1 for _ in _read(file, skip_bad, {}, progress, None))
         if count < shard.of:
             raise PassageFileError(f"{file}: it holds {count} passages, too few for {shard.of} shards")
         rows = shard.rows(count)
+        if rows.stop == count:
+            rows = range(rows.start, sys.maxsize)  # bad rows at the very end are the last shard's
     skipped: dict[str, SkippedRows] = {}
     stored = 0
     with PassageWriter(directory) as writer:
-        for row, passage in enumerate(_read(file, skip_bad, skipped, progress)):
+        for row, passage in enumerate(_read(file, skip_bad, skipped, progress, rows)):
             if rows is None or row in rows:
                 writer.append(passage)
                 stored += 1
@@ -58,8 +61,14 @@ def store_passages(
     return stored, skipped
 
 
-def _read(file: Path, skip_bad: bool, skipped: dict[str, SkippedRows], progress: Progress) -> Iterator[Passage]:
+def _read(
+    file: Path, skip_bad: bool, skipped: dict[str, SkippedRows], progress: Progress, rows: range | None
+) -> Iterator[Passage]:
+    """Yields all passages; counts the bad rows among those that are wanted: a bad row goes with the next passage."""
+
     def skip(row: BadRow) -> None:
+        if rows is not None and count not in rows:
+            return
         found = skipped.get(row.reason, SkippedRows(0, ()))
         named = (*found.first, f"{row.line}: {row.message}")[:NAMED_SKIPS]
         skipped[row.reason] = SkippedRows(found.count + 1, named)
