@@ -24,6 +24,7 @@ from narrows.index.vector_file import VectorFile, header
 from narrows.passages import FILES, Passages, PassageWriter
 
 BLOCK_ROWS = 4096
+PROGRAM = f"narrows {narrows.__version__}, merging"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ def merge_indexes(bundle: Bundle, sources: Sequence[Path], target: Target, progr
             variant or dimension than the first, or an id that another has too; and as when building.
         MismatchError: another tower filled one of them.
     """
+    if done := _done_in_place(sources, target):
+        return done
     parts = [_opened(source, bundle) for source in sources]
     first = parts[0]
     for part in parts[1:]:
@@ -53,7 +56,7 @@ def merge_indexes(bundle: Bundle, sources: Sequence[Path], target: Target, progr
                 f"{one.variant}: build one of them again"
             )
     inputs = Inputs(
-        program=f"narrows {narrows.__version__}, merging",
+        program=PROGRAM,
         tower_id=first.manifest.tower_id,
         variant=first.manifest.variant,
         model_sha256="",
@@ -73,6 +76,18 @@ def merge_indexes(bundle: Bundle, sources: Sequence[Path], target: Target, progr
         journal = begun.journal or _put_together(target.out, parts, inputs, progress)
         generation, manifest = sealing.seal(bundle, journal, origin, target, progress)
     return report(target, generation, manifest, journal.count, 0.0)
+
+
+def _done_in_place(sources: Sequence[Path], target: Target) -> BuildReport | None:
+    """What was killed after its last step but one, and has taken the place of its own source: it is done."""
+    if all(source.resolve() != target.out.resolve() for source in sources):
+        return None
+    current = store.current_generation(target.out)
+    journal = unfinished.read_journal(target.out / current) if current else None
+    if journal is None or journal.inputs.program != PROGRAM:
+        return None
+    with held(target, journal.inputs) as begun:
+        return report(target, *begun.done, begun.done[1].count, 0.0) if begun.done else None
 
 
 def _opened(path: Path, bundle: Bundle) -> Part:
