@@ -287,7 +287,9 @@ def test_a_stopped_merge_goes_on(
     assert merge(small_bundle, out, *shards, wanted=Wanted("sq8")).count == 40
 
 
-@pytest.mark.parametrize("what", [pytest.param("convert", marks=pytest.mark.slow), "in place", "merge"])
+@pytest.mark.parametrize(
+    "what", [pytest.param("convert", marks=pytest.mark.slow), pytest.param("in place", marks=pytest.mark.slow), "merge"]
+)
 def test_killed_at_every_write_point(tmp_path: Path, small_bundle: Bundle, shards: list[Path], what: str) -> None:
     out = tmp_path / "x.index"
     ignore = shutil.ignore_patterns(".*")

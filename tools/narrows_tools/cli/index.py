@@ -4,7 +4,6 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +11,16 @@ from typing import TYPE_CHECKING
 from narrows.settings import ABOUT
 from narrows_tools.cli import index_import, index_merge
 from narrows_tools.cli.arguments import check_output, device, natural, threads
-from narrows_tools.cli.index_vectors import add_vector_arguments, described, described_recall, tuning, wanted
+from narrows_tools.cli.index_vectors import (
+    add_vector_arguments,
+    described,
+    described_recall,
+    described_skips,
+    tuning,
+    wanted,
+)
 
 if TYPE_CHECKING:
-    from narrows.index.store import SkippedRows
-
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 EPILOG = """passage files, plain or gzipped:
@@ -176,22 +180,13 @@ def run_build(options: argparse.Namespace) -> int:
     )
     if report.recall:
         print(f"recall: {described_recall(report.recall)}")
-    for line in _skipped(report.skipped):
+    for line in described_skips(report.skipped):
         print(f"skipped {line}")
     return 0
 
 
 def _cut(passages: int, cut_tokens: int, tokens: int) -> str:
     return f"{passages} passages were cut to the tower's length ({cut_tokens / max(tokens, 1):.2%} of all tokens)"
-
-
-def _skipped(skipped: "dict[str, SkippedRows]") -> Iterator[str]:
-    """A line for each reason, with the places of the first rows."""
-    for reason, rows in skipped.items():
-        places = ", ".join(place.partition(":")[0] for place in rows.first)
-        more = ", ..." if rows.count > len(rows.first) else ""
-        first = rows.first[0].partition(": ")[2]
-        yield f"{rows.count} row{'s' * (rows.count > 1)}: {reason} (at line {places}{more}; the first: {first})"
 
 
 def run_verify(options: argparse.Namespace) -> int:
@@ -260,6 +255,6 @@ def run_info(options: argparse.Namespace) -> int:
         rows["cut"] += f"; see {options.index / generation / 'truncated.jsonl'}"
     for name, value in rows.items():
         print(f"{name:<11} {value}")
-    for line in _skipped(manifest.skipped):
+    for line in described_skips(manifest.skipped):
         print(f"{'skipped':<11} {line}")
     return 0

@@ -9,7 +9,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from narrows_tools.cli.arguments import threads
-from narrows_tools.cli.index_vectors import add_vector_arguments, described, described_recall, tuning, wanted
+from narrows_tools.cli.index_vectors import (
+    add_vector_arguments,
+    described,
+    described_recall,
+    described_skips,
+    tuning,
+    wanted,
+)
 
 if TYPE_CHECKING:
     from narrows.index.target import BuildReport, Target
@@ -101,3 +108,5 @@ def print_report(report: "BuildReport", as_json: bool, more: Mapping[str, object
     )
     if report.recall:
         print(f"recall: {described_recall(report.recall)}")
+    for line in described_skips(report.skipped):
+        print(f"skipped {line}")

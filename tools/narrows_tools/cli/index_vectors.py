@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from narrows_tools.cli.arguments import positive
 
 if TYPE_CHECKING:
     from narrows.index.presets import Plan, Wanted
-    from narrows.index.store import Recall
+    from narrows.index.store import Recall, SkippedRows
     from narrows.index.tuning import Tuning
 
 UNITS = {"": 1, "B": 1} | {f"{unit}IB": 2 ** (10 * n) for n, unit in enumerate("KMGT", start=1)}
@@ -154,3 +155,12 @@ def described_recall(recall: "Recall | None") -> str:
         f"{recall.recall:.4f} at {recall.k} on {recall.questions} questions{target}; a question takes "
         f"{recall.p50_ms:.2f} ms (p99 {recall.p99_ms:.2f}) on one thread of {recall.cpu or 'this machine'}"
     )
+
+
+def described_skips(skipped: "dict[str, SkippedRows]") -> Iterator[str]:
+    """Rows that were left out: a line for each reason, with the places of the first."""
+    for reason, rows in skipped.items():
+        places = ", ".join(place.partition(":")[0] for place in rows.first)
+        more = ", ..." if rows.count > len(rows.first) else ""
+        first = rows.first[0].partition(": ")[2]
+        yield f"{rows.count} row{'s' * (rows.count > 1)}: {reason} (at line {places}{more}; the first: {first})"
