@@ -6,7 +6,7 @@ its file when it is trained, and every so often while it is filled; a build that
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import faiss
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from narrows import durable, manifests
 from narrows.errors import IndexFileError
 from narrows.index import structures
-from narrows.index.presets import Plan
+from narrows.index.presets import EXHAUSTIVE, Plan
 from narrows.index.progress import Progress
 from narrows.index.store import HALVES, STRUCTURE
 from narrows.index.vector_file import DTYPE, LARGEST_HALF, VectorFile, header
@@ -83,7 +83,7 @@ def _fill_structure(
 ) -> None:
     faiss.omp_set_num_threads(threads)
     file = directory / STRUCTURE
-    wanted = Filling(FILLING_VERSION, plan, vectors.count, vectors.dim, max_norm)
+    wanted = Filling(FILLING_VERSION, replace(plan, search=EXHAUSTIVE), vectors.count, vectors.dim, max_norm)
     if _read(directory / FILLING) != wanted:
         structures.make(plan, vectors.dim)  # a wrong factory string takes nothing away
         file.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from narrows.errors import DeviceError
 from narrows.index.candidates import Found, Storage
+from narrows.index.vector_file import LARGEST_HALF
 
 MAX_FETCH = 2048  # FAISS's kernels select no more
 MAX_QUERIES = 256  # of one search: their scores lie in FAISS's working memory
@@ -20,7 +21,6 @@ MAX_QUERIES = 256  # of one search: their scores lie in FAISS's working memory
 WORKING_BYTES = 3 * 2**29
 PAGE_BYTES = 3 * 2**27  # on the way in: a page of 256 MiB in float32, and the same in half precision
 NORM_BYTES = 8  # of a vector: they are computed anew for each page, beside those of before
-LARGEST_HALF = 65504.0
 ITEM_BYTES: dict[Storage, int] = {"fp32": 4, "fp16": 2}
 
 
