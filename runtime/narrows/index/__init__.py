@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+Precision = Literal["fp32", "fp16"]
 Fidelity = Literal["fp32", "fp16", "coded"]
 
 

@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from narrows.index import Fidelity, SearchHits
+from narrows.index import Fidelity, Precision, SearchHits
 from narrows.index.candidates import Candidates, CpuCandidates, error_bound, rounded_norm
 from narrows.index.rescoring import BLOCK_ROWS, Best, inner_products, ranked
-from narrows.index.vector_file import Precision, open_mapped
+from narrows.index.vector_file import open_mapped
 
 MARGIN = 16  # candidates fetched beyond k at first
 GROWTH = 4

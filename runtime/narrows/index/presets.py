@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from narrows.errors import IndexFileError
-from narrows.index.vector_file import Precision
+from narrows.index import Precision
 
 Store = Literal["none", "fp16", "fp32"]
 

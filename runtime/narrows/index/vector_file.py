@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
 from narrows.errors import IndexFileError
+from narrows.index import Precision
 
-Precision = Literal["fp32", "fp16"]
 Vectors = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 DTYPE: dict[Precision, np.dtype[np.float32] | np.dtype[np.float16]] = {
