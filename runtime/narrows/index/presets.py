@@ -58,7 +58,7 @@ PRESETS = {
         Preset("ivf-sq8", "IVF{lists},SQ8", "none", 1, "some of the lists scanned, a byte a dimension: large indexes"),
         Preset(
             "ivfpq-fs", "IVF{lists},PQ{parts}x4fs", "fp16", REFINE,
-            "half a bit a component in memory, candidates scored again with fp16 vectors on disk",
+            "a bit a component in memory, candidates scored again with fp16 vectors on disk",
         ),
         Preset(
             "rabitq", "IVF{lists},RaBitQ", "fp16", REFINE,

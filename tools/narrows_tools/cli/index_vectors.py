@@ -22,8 +22,8 @@ PRESETS = {  # narrows.index.presets says what they are; a test holds this to it
     "hnsw": "a graph: fastest, the most memory",
     "hnsw-l2": "the same over Euclidean distances, as DPR's, for comparison",
     "ivf-sq8": "lists, a byte a dimension",
-    "ivfpq-fs": "lists, half a bit a dimension, and fp16 vectors on disk",
-    "rabitq": "lists, a bit a dimension, and fp16 vectors on disk",
+    "ivfpq-fs": "lists, a bit a dimension, and fp16 vectors on disk",
+    "rabitq": "the same, trained faster",
 }
 
 
