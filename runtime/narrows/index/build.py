@@ -14,15 +14,14 @@ import onnxruntime
 import tokenizers
 
 import narrows
-from narrows import durable, offline
+from narrows import offline
 from narrows.bundle import Bundle
 from narrows.device import CPU, Device
-from narrows.errors import PassageFileError
 from narrows.index import chunks, sealing, unfinished
 from narrows.index.presets import FLAT, Wanted
 from narrows.index.progress import Progress
 from narrows.index.sealing import Origin
-from narrows.index.storing import Shard, store_passages
+from narrows.index.storing import Shard, fingerprint, store_passages
 from narrows.index.target import BuildReport, Target, check, held, report
 from narrows.index.tuning import Tuning
 from narrows.index.unfinished import BUILD, Appender, Inputs, Journal
@@ -89,19 +88,13 @@ def build_index(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bu
 
 
 def _inputs(tower: Tower, request: BuildRequest) -> Inputs:
-    if request.passages.is_fifo():
-        raise PassageFileError(f"{request.passages}:1: it is a pipe, and is read twice; write the passages to a file")
-    try:
-        source_sha256 = durable.sha256_file(request.passages)
-    except OSError as error:
-        raise PassageFileError(f"{request.passages}:1: cannot be read: {error.strerror or error}") from None
     return Inputs(
         program=f"narrows {narrows.__version__}, onnxruntime {onnxruntime.__version__}, "
         f"tokenizers {tokenizers.__version__}" + (", on a GPU" if request.device.is_gpu else ""),
         tower_id=tower.manifest.tower_id,
         variant=request.variant,
         model_sha256=tower.manifest.variants[request.variant].sha256,
-        source_sha256=source_sha256,
+        source_sha256=fingerprint(request.passages),
         skip_bad=request.skip_bad,
         shard=str(request.shard or ""),
     )

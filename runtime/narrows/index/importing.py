@@ -16,15 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 import narrows
-from narrows import durable
 from narrows.bundle import REFERENCE_VARIANT, Bundle
-from narrows.errors import EmbeddingFileError, MismatchError, PassageFileError
+from narrows.errors import EmbeddingFileError, MismatchError
 from narrows.index import chunks, embedding_files, sealing, unfinished
 from narrows.index.embedding_files import EmbeddingFiles
 from narrows.index.progress import Progress
 from narrows.index.sealing import Origin
 from narrows.index.store import TRUNCATED, VECTORS
-from narrows.index.storing import store_passages
+from narrows.index.storing import fingerprint, store_passages
 from narrows.index.target import BuildReport, Target, check, held, report
 from narrows.index.unfinished import BUILD, Encoded, Inputs, Journal
 from narrows.index.vector_file import VectorFile, header
@@ -78,7 +77,8 @@ def import_index(
     check(target)
     found = embedding_files.find(request.embeddings)
     tower = load_towers(bundle, REFERENCE_VARIANT, 1, ["context_encoder"])["context_encoder"]
-    inputs = _inputs(tower, request, found)
+    passages_sha256 = fingerprint(request.passages)
+    inputs = _inputs(tower, request, found, passages_sha256)
     agreement = None
     with held(target, inputs) as begun:
         if begun.done:
@@ -89,20 +89,14 @@ def import_index(
         else:
             journal, agreement = _store(tower, request, found, inputs, target, progress)
         source = f"{request.passages.name}, vectors of {found.files[0].name}" + ", ..." * (len(found.files) > 1)
-        origin = Origin(bundle.manifest.name, source, durable.sha256_file(request.passages))
+        origin = Origin(bundle.manifest.name, source, passages_sha256)
         generation, manifest = sealing.seal(bundle, journal, origin, target, progress)
     return report(target, generation, manifest, journal.count, 0.0), agreement
 
 
-def _inputs(tower: Tower, request: ImportRequest, found: EmbeddingFiles) -> Inputs:
+def _inputs(tower: Tower, request: ImportRequest, found: EmbeddingFiles, passages_sha256: str) -> Inputs:
     """Embeddings are known by name, size and time: reading them all to hash them would take as long as the import."""
-    if request.passages.is_fifo():
-        raise PassageFileError(f"{request.passages}:1: it is a pipe, and is read twice; write the passages to a file")
-    try:
-        states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in found.files]
-        passages_sha256 = durable.sha256_file(request.passages)
-    except OSError as error:
-        raise PassageFileError(f"{error.filename}:1: cannot be read: {error.strerror or error}") from None
+    states = [(file.name, (state := file.stat()).st_size, state.st_mtime_ns) for file in found.files]
     source = repr((states, passages_sha256, request.id_prefix))
     return Inputs(
         program=f"narrows {narrows.__version__}, importing",
@@ -218,7 +212,7 @@ def _agreement(
     """
     rows = np.sort(np.random.default_rng(request.seed).permutation(len(passages))[: request.sample])
     again = embed(tower, chunks.tokenize(passages, tower, rows), threads).astype(np.float64)
-    imported = np.concatenate([vectors.read(row, row + 1) for row in rows.tolist()]).astype(np.float64)
+    imported = vectors.rows(rows).astype(np.float64)
     norms, imported_norms = np.linalg.norm(again, axis=1), np.linalg.norm(imported, axis=1)
     cosines = (again * imported).sum(axis=1) / np.maximum(norms * imported_norms, 1e-30)
     differences = np.abs(imported_norms / np.maximum(norms, 1e-30) - 1)

@@ -100,7 +100,7 @@ def _encoded(bundle: Bundle, passage_variant: str, questions: Sequence[str], thr
 def _least_cosine(index: FlatIndex | ApproximateIndex, vectors: VectorFile) -> float:
     """The lowest cosine of a coded vector with what it codes, in a sample."""
     rows = np.unique(np.linspace(0, vectors.count - 1, DECODED_ROWS).astype(np.int64))
-    exact = np.concatenate([vectors.read(row, row + 1) for row in rows.tolist()]).astype(np.float64)
+    exact = vectors.rows(rows).astype(np.float64)
     coded = index.decode(rows).astype(np.float64)
     norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(coded, axis=1)
     return float(((exact * coded).sum(axis=1) / np.maximum(norms, 1e-30)).min())

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from narrows import passage_files
+from narrows import durable, passage_files
 from narrows.errors import PassageFileError
 from narrows.index.progress import Progress
 from narrows.index.store import SkippedRows
@@ -30,6 +30,20 @@ class Shard:
     def __str__(self) -> str:
         """As it is given: i/n."""
         return f"{self.number}/{self.of}"
+
+
+def fingerprint(file: Path) -> str:
+    """The SHA-256 of a file of passages.
+
+    Raises:
+        PassageFileError: it cannot be read, or only once.
+    """
+    if file.is_fifo():
+        raise PassageFileError(f"{file}:1: it is a pipe, and is read twice; write the passages to a file")
+    try:
+        return durable.sha256_file(file)
+    except OSError as error:
+        raise PassageFileError(f"{file}:1: cannot be read: {error.strerror or error}") from None
 
 
 def store_passages(

@@ -67,8 +67,11 @@ class VectorFile:
         """So many rows, or all, drawn without repetition and in their order, float32 (rows, dim)."""
         if count >= self.count:
             return self.read(0, self.count)
-        rows = np.sort(np.random.default_rng(seed).choice(self.count, count, replace=False))
-        found = np.empty((count, self.dim), dtype=np.float32)
+        return self.rows(np.sort(np.random.default_rng(seed).choice(self.count, count, replace=False)))
+
+    def rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Some rows, float32 (rows, dim), each read alone."""
+        found = np.empty((len(rows), self.dim), dtype=np.float32)
         for place, row in enumerate(rows.tolist()):
             found[place] = self.read(row, row + 1)[0]
         return found
