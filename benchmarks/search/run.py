@@ -4,11 +4,13 @@
     python -m benchmarks.search.run --synthetic 100000 --dim 768 --out synthetic.json
 
 All are built first; then each round goes through every setting of each, so that what the machine does meanwhile meets
-all of them alike. Recall counts by the exact score. Peers that are not installed are left out, and said so: pip install
--r benchmarks/search/requirements.txt
+all of them alike. Recall counts by the exact score. With --scratch what is built is kept, and a run that was stopped
+builds what is missing. Peers that are not installed are left out, and said so: pip install -r
+benchmarks/search/requirements.txt
 """
 
 import argparse
+import contextlib
 import gc
 import importlib.metadata
 import json
@@ -58,12 +60,13 @@ def main() -> int:
     parser.add_argument("-k", type=int, default=100, help="passages of each (default: 100)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="at most, for a setting in a round (default: 3)")
-    parser.add_argument("--scratch", type=Path, help="folder for what is built (default: a temporary one)")
+    parser.add_argument("--scratch", type=Path, help="folder that keeps what is built (default: a temporary one)")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     threads = available_cores()
-    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
-        scratch = Path(name)
+    with contextlib.ExitStack() as stack:
+        scratch = options.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        scratch.mkdir(parents=True, exist_ok=True)
         if options.synthetic:
             found = vectors.synthetic(scratch, options.synthetic, options.dim, options.queries, options.k, threads)
         elif options.index and options.bundle and options.questions:
@@ -99,7 +102,7 @@ def _built(found: Data, presets: Sequence[str], peers: Sequence[str], scratch: P
         if not installed(peer):
             print(f"{peer} is not installed: left out", file=sys.stderr)
             continue
-        systems.append(PEERS[peer].system(found, scratch, threads))
+        systems.append(PEERS[peer].system(found, scratch / peer, threads))
         print(f"{peer}: built in {systems[-1].build_s:.1f} s", file=sys.stderr)
     return systems
 

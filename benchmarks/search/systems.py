@@ -1,8 +1,11 @@
 """What is compared: Narrows' presets, FAISS called directly on the same files, hnswlib and usearch."""
 
 import importlib.util
+import json
+import shutil
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +13,7 @@ from typing import Any, Protocol
 import faiss
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from benchmarks.search.data import BLOCK_ROWS, Data
 from narrows.index import filling, presets, structures
@@ -52,11 +56,12 @@ class Narrows:
     def __init__(self, preset: str, data: Data, directory: Path, threads: int) -> None:
         """Makes its files in `directory`."""
         self.name, self.directory = f"narrows {preset}", directory
-        directory.mkdir(exist_ok=True)
         self.plan = presets.plan(Wanted(preset), data.file.count, data.file.dim)
-        started_s = time.perf_counter()
-        filling.fill(directory, data.file, self.plan, data.max_norm, threads, Progress())
-        self.build_s = time.perf_counter() - started_s
+        self.build_s = _built_once(
+            directory,
+            data,
+            lambda: filling.fill(directory, data.file, self.plan, data.max_norm, threads, _Filled(self.name)),
+        )
         if self.plan.store == "fp32":
             (directory / VECTORS).unlink(missing_ok=True)
             (directory / VECTORS).hardlink_to(data.file.path)
@@ -117,16 +122,22 @@ class Hnswlib:
     name = "hnswlib"
 
     def __init__(self, data: Data, directory: Path, threads: int) -> None:
-        """Builds it."""
+        """Builds it in `directory`, and loads it."""
         import hnswlib
 
+        file = directory / "hnswlib.bin"
+
+        def build() -> None:
+            index = hnswlib.Index(space="ip", dim=data.file.dim)
+            index.init_index(data.file.count, ef_construction=EF_CONSTRUCTION, M=LINKS, random_seed=100)
+            for start, block in _blocks(data, self.name):
+                index.add_items(block, np.arange(start, start + len(block)), num_threads=threads)
+            index.save_index(str(file))
+
+        self.build_s = _built_once(directory, data, build)
+        self.size_bytes = file.stat().st_size
         self._index = hnswlib.Index(space="ip", dim=data.file.dim)
-        started_s = time.perf_counter()
-        self._index.init_index(data.file.count, ef_construction=EF_CONSTRUCTION, M=LINKS, random_seed=100)
-        for start, block in _blocks(data):
-            self._index.add_items(block, np.arange(start, start + len(block)), num_threads=threads)
-        self.build_s = time.perf_counter() - started_s
-        self.size_bytes = _saved(self._index.save_index, directory / "hnswlib")
+        self._index.load_index(str(file))
         self._index.set_num_threads(1)
 
     def efforts(self) -> Sequence[int]:
@@ -149,17 +160,22 @@ class Usearch:
     name = "usearch"
 
     def __init__(self, data: Data, directory: Path, threads: int) -> None:
-        """Builds it."""
+        """Builds it in `directory`, and loads it."""
         from usearch.index import Index
 
-        self._index = Index(
-            ndim=data.file.dim, metric="ip", dtype="f32", connectivity=LINKS, expansion_add=EF_CONSTRUCTION
-        )
-        started_s = time.perf_counter()
-        for start, block in _blocks(data):
-            self._index.add(np.arange(start, start + len(block)), block, threads=threads)
-        self.build_s = time.perf_counter() - started_s
-        self.size_bytes = _saved(self._index.save, directory / "usearch")
+        file = directory / "usearch.bin"
+
+        def build() -> None:
+            index = Index(
+                ndim=data.file.dim, metric="ip", dtype="f32", connectivity=LINKS, expansion_add=EF_CONSTRUCTION
+            )
+            for start, block in _blocks(data, self.name):
+                index.add(np.arange(start, start + len(block)), block, threads=threads)
+            index.save(str(file))
+
+        self.build_s = _built_once(directory, data, build)
+        self.size_bytes = file.stat().st_size
+        self._index = Index.restore(str(file))
 
     def efforts(self) -> Sequence[int]:
         """See System."""
@@ -200,13 +216,35 @@ def efforts(plan: Plan) -> Sequence[int]:
     return [effort for effort in EFFORTS_OF_LISTS if effort <= plan.lists]
 
 
-def _blocks(data: Data) -> Iterator[tuple[int, Queries]]:
+class _Filled(Progress):
+    """A bar of what is filled."""
+
+    def __init__(self, name: str) -> None:
+        self._bar = tqdm(desc=name, unit=" vectors", leave=False, file=sys.stderr)
+
+    def filling(self, rows: int, count: int) -> None:
+        self._bar.total = count
+        self._bar.update(rows - self._bar.n)
+
+
+def _built_once(directory: Path, data: Data, build: Callable[[], None]) -> float:
+    """Builds in an empty `directory`, and writes down for how long; what is there of the same vectors is kept."""
+    record, vectors = directory / "built.json", [data.file.count, data.file.dim, data.max_norm]
+    if record.exists() and (built := json.loads(record.read_text()))["vectors"] == vectors:
+        build_s: float = built["build_s"]
+        return build_s
+    # What an interrupted build left is thrown away: a build that went on from there would not be timed whole.
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    started_s = time.perf_counter()
+    build()
+    build_s = time.perf_counter() - started_s
+    record.write_text(json.dumps({"vectors": vectors, "build_s": build_s}))
+    return build_s
+
+
+def _blocks(data: Data, name: str) -> Iterator[tuple[int, Queries]]:
+    progress = _Filled(name)
     for start in range(0, data.file.count, BLOCK_ROWS):
         yield start, data.file.read(start, start + BLOCK_ROWS)
-
-
-def _saved(save: Any, file: Path) -> int:  # noqa: ANN401  (of libraries without types)
-    save(str(file))
-    size_bytes = file.stat().st_size
-    file.unlink()
-    return size_bytes
+        progress.filling(min(start + BLOCK_ROWS, data.file.count), data.file.count)
