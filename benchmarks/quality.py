@@ -131,7 +131,7 @@ def _lines(
         index = scratch / f"{name}-{language.name}-{variant}.index"
         if store.current_generation(index) is None:
             bars = Bars()
-            build_index(bundle, BuildRequest(language.passages, index, index.stem, variant, threads), bars)
+            build_index(bundle, BuildRequest(language.passages, variant), Target(index, index.stem, threads), bars)
             bars.close()
         label = variant if variant == REFERENCE_VARIANT else f"{variant} (questions and passages)"
         yield Line(label, _evaluated(path, index, variant, chosen, asked))

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from building import build
 from checkpoints import Pair, english_vocabulary, write_dpr, write_reader
 
 from narrows.bundle import Bundle, open_bundle
-from narrows.index.build import BuildRequest, build_index
-from narrows.index.progress import Progress
 from narrows_export import corpus
 from narrows_export.export import ExportRequest, export_bundle
 from narrows_export.recipes import extend_bundle
@@ -72,8 +71,7 @@ def reading_bundle(tmp_path_factory: pytest.TempPathFactory, small_pair: Pair, r
 def small_index(tmp_path_factory: pytest.TempPathFactory, small_bundle: Bundle) -> Path:
     """The English demo passages (300), indexed by `small_bundle`."""
     out = tmp_path_factory.mktemp("indexes") / "demo.index"
-    request = BuildRequest(corpus.passages_file("en"), out, "demo", "fp32", threads=1)
-    build_index(small_bundle, request, Progress())
+    build(small_bundle, corpus.passages_file("en"), out)
     return out
 
 

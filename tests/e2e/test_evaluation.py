@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from building import build
 from checkpoints import Pair
 from server_process import ServerProcess, environment, run_narrows
 
 from narrows import Client
 from narrows.bundle import Bundle, TextPreset, open_bundle
-from narrows.index.build import BuildRequest, build_index
-from narrows.index.progress import Progress as BuildProgress
 from narrows_export import corpus
 from narrows_export.export import ExportRequest, export_bundle
 
@@ -139,7 +138,7 @@ def test_what_cannot_be_compared_or_read_is_refused_before_a_question_is_asked(
 def int8_index(variants_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The English demo passages, filled by int8."""
     out = tmp_path_factory.mktemp("int8") / "int8.index"
-    build_index(variants_bundle, BuildRequest(corpus.passages_file("en"), out, "int8", "int8", 1), BuildProgress())
+    build(variants_bundle, corpus.passages_file("en"), out, name="int8", variant="int8")
     return out
 
 
@@ -184,7 +183,7 @@ def test_presets_cost_what_a_bundle_with_another_preset_shows(
     sources = (str(small_pair.question), str(small_pair.context))
     how = ExportRequest(*sources, bundle, "small", allow_unpaired=True, text_preset="haystack")
     export_bundle(how, step=lambda what: None)
-    build_index(open_bundle(bundle), BuildRequest(half_titled, index, "half", "fp32", threads=1), BuildProgress())
+    build(open_bundle(bundle), half_titled, index, name="half")
     system = ["--bundle", str(bundle), "--index", str(index)]
     assert evaluated("retrieval", *arguments, *system, "--no-counts")["metrics"] == costs["haystack"]["metrics"]
     reversed_costs = evaluated("presets", *arguments, *system)["presets"]

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+from building import build
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server_process import PATIENCE_S, ServerProcess, server, until
 
 from narrows import Client, EngineDownError, NarrowsError, PoisonousError, UnavailableError
 from narrows.bundle import Bundle
-from narrows.index.build import BuildRequest, build_index
-from narrows.index.progress import Progress
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1 import retrieval_pb2_grpc
 
@@ -266,12 +265,12 @@ def passages_of(place: Path, kind: str) -> Path:
 def test_rows_of_one_index_are_never_read_from_another(tmp_path: Path, small_bundle: Bundle) -> None:
     """Neither by the fronts when the engine has opened a new one, nor by a front that comes when the engine has not."""
 
-    def build(kind: str) -> Path:
+    def index_of(kind: str) -> Path:
         out = tmp_path / kind
-        build_index(small_bundle, BuildRequest(passages_of(tmp_path, kind), out, "i", "fp32", threads=1), Progress())
+        build(small_bundle, passages_of(tmp_path, kind), out, name="i")
         return out
 
-    place = build("film").rename(tmp_path / "index")
+    place = index_of("film").rename(tmp_path / "index")
     with (
         server(small_bundle.path, place, frontends="1") as running,
         Client(running.address, timeout_s=PATIENCE_S) as client,
@@ -287,13 +286,13 @@ def test_rows_of_one_index_are_never_read_from_another(tmp_path: Path, small_bun
 
         assert kinds() == {"film"}
         place.rename(tmp_path / "old")
-        build("city").rename(place)
+        index_of("city").rename(place)
         assert kinds() == {"film"}
         (front,) = children(running, FRONT)
         os.kill(front, signal.SIGKILL)
         until(lambda: kinds() == {"city"})
         place.rename(tmp_path / "older")
-        build("bird").rename(place)
+        index_of("bird").rename(place)
         os.kill(children(running, ENGINE)[0], signal.SIGKILL)
         until(lambda: kinds() == {"bird"})
         assert running.stop() == 0

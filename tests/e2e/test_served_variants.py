@@ -8,13 +8,12 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from building import build
 from checkpoints import Pair
 from server_process import run_narrows, server
 
 from narrows import Client
 from narrows.bundle import Bundle, write_manifest
-from narrows.index.build import BuildRequest, build_index
-from narrows.index.progress import Progress
 from narrows.index.store import read_manifest
 from narrows.quality import Accuracy, DataFile, Estimate, QualityReport, Scale
 from narrows.towers import load_towers
@@ -31,8 +30,7 @@ def indexes(variants_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
     """The English demo passages, indexed by each variant."""
     base = tmp_path_factory.mktemp("indexes")
     for name in ("fp32", "fp16", "int8"):
-        request = BuildRequest(corpus.passages_file("en"), base / name, "demo", name, threads=1)
-        build_index(variants_bundle, request, Progress())
+        build(variants_bundle, corpus.passages_file("en"), base / name, name="demo", variant=name)
     return {name: base / name for name in ("fp32", "fp16", "int8")}
 
 

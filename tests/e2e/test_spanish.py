@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from building import build
 from checkpoints import Pair, write_matching_pair
 from server_process import server
 from tokenizers import BertWordPieceTokenizer
@@ -12,8 +13,6 @@ from transformers import DPRQuestionEncoderTokenizerFast
 
 from narrows import Client
 from narrows.bundle import Bundle, open_bundle
-from narrows.index.build import BuildRequest, build_index
-from narrows.index.progress import Progress
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.v1.retrieval_pb2_grpc import RetrievalServiceStub
 from narrows_export import corpus
@@ -47,7 +46,7 @@ def bundle(pair: Pair) -> Bundle:
 @pytest.fixture(scope="module")
 def address(bundle: Bundle) -> Iterator[str]:
     index = bundle.path.parent / "es.index"
-    build_index(bundle, BuildRequest(corpus.passages_file("es"), index, "es", "fp32", threads=1), Progress())
+    build(bundle, corpus.passages_file("es"), index, name="es")
     with server(bundle.path, index) as process:
         yield process.address
 

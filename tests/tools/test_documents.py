@@ -8,15 +8,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from building import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrows import passage_files
 from narrows.bundle import Bundle
 from narrows.errors import PassageFileError
-from narrows.index.build import BuildRequest, build_index
 from narrows.index.opened import open_index
-from narrows.index.progress import Progress
 from narrows.passages import Passage
 from narrows_tools import documents
 from narrows_tools.cli import main
@@ -236,7 +235,7 @@ def test_command_to_index(tmp_path: Path, capsys: pytest.CaptureFixture[str], sm
     assert counts == {
         "passages_file": str(out), "documents": 1, "empty_documents": 0, "passages": 3, "quote_ended": 1,
     }  # fmt: skip
-    build_index(small_bundle, BuildRequest(out, tmp_path / "i", "i", "fp32", threads=1), Progress())
+    build(small_bundle, out, tmp_path / "i")
     index = open_index(tmp_path / "i", small_bundle, 1)
     [first] = index.passages.get([0])
     assert (first.id, first.title, first.text) == ("a-1", 'A "title"', "x\ty z\n" * 33 + "x")

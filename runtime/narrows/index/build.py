@@ -18,12 +18,10 @@ from narrows import offline
 from narrows.bundle import Bundle
 from narrows.device import CPU, Device
 from narrows.index import chunks, sealing, unfinished
-from narrows.index.presets import FLAT, Wanted
 from narrows.index.progress import Progress
 from narrows.index.sealing import Origin
 from narrows.index.storing import Shard, fingerprint, store_passages
 from narrows.index.target import BuildReport, Target, check, held, report
-from narrows.index.tuning import Tuning
 from narrows.index.unfinished import BUILD, Appender, Inputs, Journal
 from narrows.passages import Passages
 from narrows.towers import Tower, load_towers
@@ -31,31 +29,20 @@ from narrows.towers import Tower, load_towers
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What to build: a Target's fields, and what to fill it with.
+    """What to fill an index with.
 
-    `skip_bad` leaves bad rows out; `shard` takes a part of the passages only.
+    `variant` of the context encoder encodes on `device`; `skip_bad` leaves bad rows out; `shard` takes a part of the
+    passages only.
     """
 
     passages: Path
-    out: Path
-    name: str
     variant: str
-    threads: int
-    replace: bool = False
-    restart: bool = False
     skip_bad: bool = False
     device: Device = CPU
-    wanted: Wanted = FLAT
-    tuning: Tuning | None = None
     shard: Shard | None = None
 
-    @property
-    def target(self) -> Target:
-        """What to make of it."""
-        return Target(self.out, self.name, self.threads, self.replace, self.restart, self.wanted, self.tuning)
 
-
-def build_index(bundle: Bundle, request: BuildRequest, progress: Progress) -> BuildReport:
+def build_index(bundle: Bundle, request: BuildRequest, target: Target, progress: Progress) -> BuildReport:
     """Builds an index, or goes on with a build of the same inputs that was stopped.
 
     Raises:
@@ -66,7 +53,6 @@ def build_index(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bu
         BundleError: the context encoder cannot be loaded.
         DeviceError: nor on this device.
     """
-    target = request.target
     check(target)
     tower = load_towers(bundle, request.variant, 1, ["context_encoder"], device=request.device)["context_encoder"]
     inputs = _inputs(tower, request)
@@ -77,10 +63,10 @@ def build_index(bundle: Bundle, request: BuildRequest, progress: Progress) -> Bu
         if journal:
             progress.resuming(journal.encoded.rows, journal.count)
         else:
-            journal = _store(request, inputs, tower.manifest.dim, progress)
+            journal = _store(request, target.out, inputs, tower.manifest.dim, progress)
         resumed_at = journal.encoded.rows
         sealing.check_plan(target, journal.count, journal.dim, progress)
-        journal, encode_s = _encode(target.out / BUILD, journal, tower, request.threads, progress)
+        journal, encode_s = _encode(target.out / BUILD, journal, tower, target.threads, progress)
         source = request.passages.name + (f" [{request.shard}]" if request.shard else "")
         origin = Origin(bundle.manifest.name, source, inputs.source_sha256)
         generation, manifest = sealing.seal(bundle, journal, origin, target, progress)
@@ -100,16 +86,16 @@ def _inputs(tower: Tower, request: BuildRequest) -> Inputs:
     )
 
 
-def _store(request: BuildRequest, inputs: Inputs, dim: int, progress: Progress) -> Journal:
+def _store(request: BuildRequest, out: Path, inputs: Inputs, dim: int, progress: Progress) -> Journal:
     """Checks and stores the passages, and begins the journal; leaves nothing when it fails."""
-    unfinished.clear(request.out)
-    directory = request.out / BUILD
+    unfinished.clear(out)
+    directory = out / BUILD
     directory.mkdir()
     try:
         count, skipped = store_passages(request.passages, directory, request.skip_bad, request.shard, progress)
-        return unfinished.begin(request.out, inputs, dim, count, skipped)
+        return unfinished.begin(out, inputs, dim, count, skipped)
     except BaseException:
-        unfinished.clear(request.out)
+        unfinished.clear(out)
         raise
 
 

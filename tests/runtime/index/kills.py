@@ -30,6 +30,7 @@ from narrows.index.build import BuildRequest, build_index
 from narrows.index.opened import open_index
 from narrows.index.progress import Progress
 from narrows.index.store import current_generation
+from narrows.index.target import Target
 
 POINTS = ("fsync", "rename", "unlink", "rmdir", "mkdir")
 
@@ -133,13 +134,13 @@ def main() -> None:
     if index.exists():
         shutil.copytree(index, before)
     old = current_generation(index) or ""
-    request = BuildRequest(passages, index, "x", "fp32", threads=1, replace=bool(old))
+    request, target = BuildRequest(passages, "fp32"), Target(index, "x", 1, replace=bool(old))
 
     def start(kill_at: int) -> Any:
         def work() -> dict[str, Any]:
             points = Points(index, kill_at, bool(torn))
             try:
-                report = build_index(bundle, request, Progress())
+                report = build_index(bundle, request, target, Progress())
             except IndexFileError as error:
                 return {"refused": str(error), "points": points.count}
             return {"resumed_at": report.resumed_at, "generation": report.generation, "points": points.count}

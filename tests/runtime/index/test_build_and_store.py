@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 import pytest
+from building import build
 from checkpoints import write_dpr
 
 from narrows.bundle import Bundle, open_bundle
@@ -23,12 +24,10 @@ from narrows.durable import locked, sha256_file
 from narrows.errors import BundleError, IndexFileError, MismatchError, NarrowsError, PassageFileError
 from narrows.index import build as builds
 from narrows.index import store
-from narrows.index.build import BuildRequest, build_index
 from narrows.index.opened import open_index
 from narrows.index.presets import FLAT_PLAN
 from narrows.index.progress import Progress
 from narrows.index.store import read_manifest
-from narrows.index.target import BuildReport
 from narrows.passages import FILES, Passage
 from narrows.towers import load_towers
 from narrows_export import corpus
@@ -70,11 +69,6 @@ def write_tsv(file: Path, items: list[Passage]) -> Path:
         writer.writerow(["id", "text", "title"])
         writer.writerows([item.id, item.text, item.title] for item in items)
     return file
-
-
-def build(bundle: Bundle, passages: Path, out: Path, progress: Progress | None = None, **more: object) -> BuildReport:
-    request = BuildRequest(passages, out, name="x", variant="fp32", threads=2)
-    return build_index(bundle, replace(request, **more), progress or Progress())
 
 
 def tree(path: Path) -> dict[str, str] | None:

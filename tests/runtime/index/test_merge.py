@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from building import build
 from checkpoints import write_dpr
 
 from narrows import integrity
 from narrows.bundle import Bundle, open_bundle
 from narrows.errors import IndexFileError, MismatchError
 from narrows.index import unfinished
-from narrows.index.build import BuildRequest, build_index
 from narrows.index.merge import merge_indexes
 from narrows.index.opened import open_index
 from narrows.index.presets import PRESETS, Wanted
@@ -39,13 +39,13 @@ COUNT, DIM = 300, 64
 OTHERS = [name for name in PRESETS if name != "flat"]
 
 
+def built(bundle: Bundle, passages: Path, out: Path, **more: Any) -> Path:
+    build(bundle, passages, out, **more)
+    return out
+
+
 def merge(bundle: Bundle, out: Path, *sources: Path, **more: Any) -> BuildReport:
     return merge_indexes(bundle, sources, replace(Target(out, "x", 1), **more), Progress())
-
-
-def build(bundle: Bundle, passages: Path, out: Path, **more: Any) -> Path:
-    build_index(bundle, replace(BuildRequest(passages, out, "x", "fp32", 1), **more), Progress())
-    return out
 
 
 def write_passages(file: Path, first: int, count: int, bad_rows: tuple[int, ...] = ()) -> Path:
@@ -203,7 +203,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, small_bundle: Bundle, passa
 def test_shards_together_are_the_whole(
     tmp_path: Path, small_bundle: Bundle, passages: Path, shards: list[Path]
 ) -> None:
-    whole = build(small_bundle, passages, tmp_path / "whole.index", skip_bad=True)
+    whole = built(small_bundle, passages, tmp_path / "whole.index", skip_bad=True)
     counts = [read_manifest(shard)[1].count for shard in shards]
     assert (sum(counts), max(counts) - min(counts)) == (40, 1)
     report = merge(small_bundle, tmp_path / "x.index", *shards)
@@ -224,7 +224,7 @@ def test_shards_together_are_the_whole(
 def test_a_passage_in_two_of_them(tmp_path: Path, small_bundle: Bundle, shards: list[Path]) -> None:
     with pytest.raises(IndexFileError, match=r"passage 'id-0' is in .*1\.index and in .*1\.index: give it once"):
         merge(small_bundle, tmp_path / "x.index", shards[0], shards[0])
-    other = build(small_bundle, write_passages(tmp_path / "o.jsonl", 39, 5), tmp_path / "other.index")
+    other = built(small_bundle, write_passages(tmp_path / "o.jsonl", 39, 5), tmp_path / "other.index")
     with pytest.raises(IndexFileError, match=r"passage 'id-39' is in .*3\.index and in .*other\.index: give it once"):
         merge(small_bundle, tmp_path / "x.index", shards[0], shards[2], other)
     assert not (tmp_path / "x.index").exists()
@@ -236,14 +236,14 @@ def test_a_part_of_another_tower(
     context = write_dpr(tmp_path / "context", "context_encoder", vocabulary, seed=3)
     request = ExportRequest(str(small_pair.question), str(context), tmp_path / "b", "other", allow_unpaired=True)
     export_bundle(request, step=lambda what: None)
-    other = build(open_bundle(tmp_path / "b"), write_passages(tmp_path / "o.jsonl", 90, 5), tmp_path / "other.index")
+    other = built(open_bundle(tmp_path / "b"), write_passages(tmp_path / "o.jsonl", 90, 5), tmp_path / "other.index")
     with pytest.raises(MismatchError, match=r"other\.index was filled by another context encoder"):
         merge(small_bundle, tmp_path / "x.index", shards[0], other)
 
 
 def test_a_part_of_another_variant(tmp_path: Path, variants_bundle: Bundle, shards: list[Path]) -> None:
     passages = write_passages(tmp_path / "o.jsonl", 90, 5)
-    other = build(variants_bundle, passages, tmp_path / "other.index", variant="int8")
+    other = built(variants_bundle, passages, tmp_path / "other.index", variant="int8")
     with pytest.raises(
         IndexFileError, match=r"other\.index holds 64 dimensions of variant int8, .*1\.index 64 of fp32"
     ):

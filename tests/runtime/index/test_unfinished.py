@@ -8,22 +8,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from building import build
 from server_process import NARROWS, environment, run_narrows
 from system_calls import traced
 
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, PassageFileError
 from narrows.index import chunks, unfinished
-from narrows.index.build import BuildRequest, build_index
 from narrows.index.opened import open_index
 from narrows.index.progress import Progress
 from narrows.index.store import read_manifest
-from narrows.index.target import BuildReport
 from narrows_tools.cli.main import main
 
 KILLS = Path(__file__).parent / "kills.py"
@@ -77,11 +75,6 @@ class Stop(Progress):
             self.left -= passages
             if self.left <= 0:
                 raise KeyboardInterrupt
-
-
-def build(bundle: Bundle, passages: Path, out: Path, progress: Progress | None = None, **more: object) -> BuildReport:
-    request = BuildRequest(passages, out, name="x", variant="fp32", threads=1)
-    return build_index(bundle, replace(request, **more), progress or Progress())
 
 
 def stopped(bundle: Bundle, passages: Path, out: Path, at: int, **more: object) -> None:

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from building import build
 
 from narrows import integrity
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError
 from narrows.index import opened, store
-from narrows.index.build import BuildRequest, build_index
 from narrows.index.presets import FLAT_PLAN
-from narrows.index.progress import Progress
 from narrows.index.store import TRUNCATED, vector_files
 from narrows.index.vector_file import header
 from narrows.index.verify import VerifyReport, verify_index
@@ -144,8 +143,7 @@ def test_a_difference_within_the_tolerance_is_reported_and_passes(copy: Path, sm
 def test_an_index_filled_by_int8(tmp_path: Path, variants_bundle: Bundle) -> None:
     """Its vectors are the same bit for bit, though they were encoded in batches; those of other passages are not."""
     out = tmp_path / "int8.index"
-    request = BuildRequest(corpus.passages_file("en"), out, "demo", "int8", threads=1)
-    build_index(variants_bundle, request, Progress())
+    build(variants_bundle, corpus.passages_file("en"), out, variant="int8")
     report = verify(out, variants_bundle, sample=COUNT)
     assert (report.failures, report.identical) == ([], COUNT)
     change_vectors(out, zero_the_first)

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 from narrows.settings import ABOUT
 from narrows_tools.cli import index_import, index_merge
 from narrows_tools.cli.arguments import check_output, device, natural, threads
+from narrows_tools.cli.index_target import add_target_arguments, print_report, target
 from narrows_tools.cli.index_vectors import (
     add_vector_arguments,
     described,
     described_recall,
     described_skips,
-    tuning,
-    wanted,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def add(commands: "Commands") -> None:
         metavar="I/N",
         help="only the I-th of N equal parts of the passages, from 1; `narrows index merge` puts the parts together",
     )
-    index_merge.add_target_arguments(build)
+    add_target_arguments(build)
     add_vector_arguments(build)
     build.set_defaults(run=run_build)
 
@@ -133,30 +132,23 @@ def run_build(options: argparse.Namespace) -> int:
     from narrows.index.store import TRUNCATED
     from narrows.index.storing import Shard
     from narrows.index.unfinished import BUILD, read_journal
-    from narrows.process import available_cores
     from narrows_tools.cli.index_progress import Bars
 
     if options.truncated_report:
         check_output(options.truncated_report)
+    goal = target(options)
     request = BuildRequest(
         passages=options.passages,
-        out=options.out,
-        name=options.name or options.out.resolve().stem,
         variant=options.variant,
-        threads=options.threads or available_cores(),
-        replace=options.replace,
-        restart=options.restart,
         skip_bad=options.skip_bad,
         device=choose_device(options.device, options.variant),
-        wanted=wanted(options),
-        tuning=tuning(options),
         shard=Shard(*options.shard) if options.shard else None,
     )
     bundle = open_bundle(options.bundle)
     warning = variants.choose(bundle.manifest, options.variant, "").warning
     bars = Bars()
     try:
-        report = build_index(bundle, request, bars)
+        report = build_index(bundle, request, goal, bars)
     except (KeyboardInterrupt, OSError):  # a full disk is one
         bars.close()
         if journal := read_journal(options.out / BUILD):
@@ -169,19 +161,10 @@ def run_build(options: argparse.Namespace) -> int:
         print(f"WARNING: this index will be served by default with {warning}", file=sys.stderr)
     if options.truncated_report:
         write_file(options.truncated_report, (options.out / report.generation / TRUNCATED).read_bytes())
-    if options.json:
-        print(json.dumps(asdict(report)))
-        return 0
-    print(
-        f"wrote {report.index} ({report.generation}): {report.count} passages of "
-        f"{described(report.plan, report.dim)}, {report.size_bytes / 2**20:.1f} MiB; "
-        f"{report.passages_per_s:.0f} passages/s on {request.device.name}; "
-        f"{_cut(report.truncated_count, report.cut_token_count, report.token_count)}"
+    speed = f"{report.passages_per_s:.0f} passages/s on {request.device.name}"
+    print_report(
+        report, options.json, (speed, _cut(report.truncated_count, report.cut_token_count, report.token_count))
     )
-    if report.recall:
-        print(f"recall: {described_recall(report.recall)}")
-    for line in described_skips(report.skipped):
-        print(f"skipped {line}")
     return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from narrows_tools.cli.arguments import natural, positive
-from narrows_tools.cli.index_merge import add_target_arguments, print_report, target
+from narrows_tools.cli.index_target import add_target_arguments, print_report, target
 from narrows_tools.cli.index_vectors import add_vector_arguments
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         report, agreement = import_index(open_bundle(options.bundle), request, target(options), bars)
     finally:
         bars.close()
-    print_report(report, options.json, {"agreement": asdict(agreement) if agreement else None})
+    print_report(report, options.json, also={"agreement": asdict(agreement) if agreement else None})
     if agreement and not options.json:
         print(
             f"{agreement.sample} passages encoded again agree: cosine {agreement.mean_cosine:.6f} "
