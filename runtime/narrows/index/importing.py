@@ -2,7 +2,7 @@
 
 Passages are stored as in a build; each vector goes to the row of its id; a sample of the passages is encoded again.
 Only when that agrees is the index the tower's (contract 4). The rest is as in every build (narrows.index.sealing).
-An import that was stopped goes on once all vectors are in and checked; before, it begins anew.
+An import that was stopped goes on once all vectors are in, and the sample is encoded again; before, it begins anew.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ class Agreement:
 def import_index(
     bundle: Bundle, request: ImportRequest, target: Target, progress: Progress
 ) -> tuple[BuildReport, Agreement | None]:
-    """Makes an index of them; the agreement is None where an import that had been checked went on.
+    """Makes an index of them; the agreement is None where all that was left to do was to clean up.
 
     Raises:
         EmbeddingFileError: the embeddings cannot be read, are not of the tower's dimension, have an id twice, or one
@@ -79,7 +79,6 @@ def import_index(
     tower = load_towers(bundle, REFERENCE_VARIANT, 1, ["context_encoder"])["context_encoder"]
     passages_sha256 = fingerprint(request.passages)
     inputs = _inputs(tower, request, found, passages_sha256)
-    agreement = None
     with held(target, inputs) as begun:
         if begun.done:
             return report(target, *begun.done, begun.done[1].count, 0.0), None
@@ -87,7 +86,9 @@ def import_index(
         if journal:
             progress.resuming(journal.encoded.rows, journal.count)
         else:
-            journal, agreement = _store(tower, request, found, inputs, target, progress)
+            journal = _store(tower.manifest.dim, request, found, inputs, target, progress)
+        progress.step("encoding a sample again")
+        agreement = _agreement(tower, target.out, journal, request, target.threads)
         source = f"{request.passages.name}, vectors of {found.files[0].name}" + ", ..." * (len(found.files) > 1)
         origin = Origin(bundle.manifest.name, source, passages_sha256)
         generation, manifest = sealing.seal(bundle, journal, origin, target, progress)
@@ -109,23 +110,18 @@ def _inputs(tower: Tower, request: ImportRequest, found: EmbeddingFiles, passage
 
 
 def _store(
-    tower: Tower, request: ImportRequest, found: EmbeddingFiles, inputs: Inputs, target: Target, progress: Progress
-) -> tuple[Journal, Agreement]:
-    """Fills INDEX/.build with passages and vectors, checks them, and begins its journal; leaves nothing on failure."""
+    dim: int, request: ImportRequest, found: EmbeddingFiles, inputs: Inputs, target: Target, progress: Progress
+) -> Journal:
+    """Fills INDEX/.build with passages and vectors, and begins its journal; leaves nothing on failure."""
     unfinished.clear(target.out)
     directory = target.out / BUILD
     directory.mkdir()
     try:
         count, skipped = store_passages(request.passages, directory, request.skip_bad, None, progress)
-        sealing.check_plan(target, count, tower.manifest.dim, progress)
-        passages = Passages(directory)
-        max_norm = _write_vectors(directory / VECTORS, passages, tower.manifest.dim, found, request, progress)
+        sealing.check_plan(target, count, dim, progress)
+        max_norm = _write_vectors(directory / VECTORS, Passages(directory), dim, found, request, progress)
         (directory / TRUNCATED).write_bytes(b"")  # the encoder that cut the texts was another program
-        progress.step("encoding a sample again")
-        vectors = VectorFile(directory / VECTORS, tower.manifest.dim, count)
-        agreement = _agreement(tower, passages, vectors, request, target.threads)
-        encoded = Encoded(rows=count, max_norm=max_norm)
-        return unfinished.adopt(target.out, inputs, tower.manifest.dim, encoded, skipped), agreement
+        return unfinished.adopt(target.out, inputs, dim, Encoded(rows=count, max_norm=max_norm), skipped)
     except BaseException:
         unfinished.clear(target.out)
         raise
@@ -202,14 +198,14 @@ def _runs(rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     yield from pairwise(edges)
 
 
-def _agreement(
-    tower: Tower, passages: Passages, vectors: VectorFile, request: ImportRequest, threads: int
-) -> Agreement:
+def _agreement(tower: Tower, out: Path, journal: Journal, request: ImportRequest, threads: int) -> Agreement:
     """Encodes the sample again.
 
     Raises:
-        MismatchError: a passage of it has another vector.
+        MismatchError: a passage of it has another vector; what was imported is thrown away.
     """
+    passages = Passages(out / BUILD)
+    vectors = VectorFile(out / BUILD / VECTORS, journal.dim, journal.count)
     rows = np.sort(np.random.default_rng(request.seed).permutation(len(passages))[: request.sample])
     again = embed(tower, chunks.tokenize(passages, tower, rows), threads).astype(np.float64)
     imported = vectors.rows(rows).astype(np.float64)
@@ -219,6 +215,7 @@ def _agreement(
     wrong = np.flatnonzero((cosines < LEAST_COSINE) | (differences > MOST_NORM_DIFFERENCE))
     if len(wrong):
         ids = ", ".join(repr(passage.id) for passage in passages.get(rows[wrong[:NAMED]], with_text=False))
+        unfinished.clear(out)
         raise MismatchError(
             f"{len(wrong)} of {len(rows)} passages, encoded again, have another vector than the one to import (the "
             f"first: {ids}; lowest cosine {cosines.min():.4f}, lengths off by up to {differences.max():.1%}): the "

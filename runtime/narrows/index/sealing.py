@@ -110,9 +110,10 @@ def _describe(
     journal: Journal, origin: Origin, name: str, plan: Plan, recall: Recall | None, least_cosine: float, directory: Path
 ) -> IndexManifest:
     """The manifest of a filled directory; hashes what was encoded, the passages were when they were stored."""
-    names = (*store.vector_files(plan), TRUNCATED)
-    hashes = integrity.hash_files(directory / name for name in names)
+    vectors = store.vector_files(plan)
+    hashes = integrity.hash_files(directory / name for name in (*vectors, TRUNCATED))
     files = {file.name: sha256 for file, sha256 in hashes.items()} | journal.stored
+    sizes = {name: (directory / name).stat().st_size for name in files}
     return IndexManifest(
         schema_version=store.SCHEMA_VERSION,
         name=name,
@@ -131,8 +132,9 @@ def _describe(
         source_sha256=origin.source_sha256,
         skipped=journal.skipped,
         chunk_bytes=integrity.CHUNK_BYTES,
-        files={name: IndexedFile((directory / name).stat().st_size, sha256) for name, sha256 in files.items()},
+        files={name: IndexedFile(sizes[name], sha256) for name, sha256 in files.items()},
         plan=plan,
         recall=recall,
         least_cosine=least_cosine,
+        vector_bytes=sum(sizes[name] for name in vectors) / journal.count,
     )

@@ -81,7 +81,8 @@ class IndexManifest:
     """What a generation holds, and which tower filled it.
 
     `plan` says how the vectors are held and searched; `recall` how well, if that was measured; `least_cosine` how near
-    coded vectors of a sample are to what they code, at least.
+    coded vectors of a sample are to what they code, at least; `vector_bytes` what one takes in all files that hold them
+    (0: made before this was written down).
     `token_count` is of all passages before any was cut; `cut_token_count` of these were cut off, from
     `truncated_count` passages. `max_norm` is that of the longest vector. `skipped` is by reason
     (narrows.passage_files.Reason). All files but the manifest are listed, hashed in chunks of `chunk_bytes`.
@@ -108,6 +109,7 @@ class IndexManifest:
     plan: Plan = FLAT_PLAN
     recall: Recall | None = None
     least_cosine: float = 1.0
+    vector_bytes: float = 0.0
 
 
 def vector_files(plan: Plan) -> tuple[str, ...]:

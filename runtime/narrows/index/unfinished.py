@@ -48,11 +48,11 @@ class Inputs:
     def differences(self, other: "Inputs") -> str:
         """What is not the same, in words."""
         words = {
-            "program": "version of narrows, onnxruntime or tokenizers, or device",
+            "program": "command, device, or version of narrows, onnxruntime or tokenizers",
             "tower_id": "context encoder",
             "variant": "variant",
             "model_sha256": "model file",
-            "source_sha256": "passage file",
+            "source_sha256": "passages, embeddings or indexes that it is made of",
             "skip_bad": "--skip-bad",
             "shard": "--shard",
         }

@@ -3,7 +3,9 @@
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -158,6 +160,64 @@ def test_a_factory_string_that_is_wrong_is_found_before_vectors_are_copied(
 ) -> None:
     (tmp_path / "passages_0").write_bytes(b"never read")
     refused(small_bundle, tmp_path, [tmp_path / "passages_0"], IndexFileError, wanted=Wanted(factory="IVF4,Wrong"))
+
+
+class Stop(Progress):
+    """Interrupted when training begins: all vectors are in, and were checked."""
+
+    def training(self, rows: int) -> None:
+        raise KeyboardInterrupt
+
+
+class Listening(Progress):
+    """Which of the two went on."""
+
+    def __init__(self) -> None:
+        self.imported, self.resumed = 0, 0
+
+    def importing(self, vectors: int, passages: int) -> None:
+        self.imported = vectors
+
+    def resuming(self, encoded: int, passages: int) -> None:
+        self.resumed = encoded
+
+
+@pytest.fixture
+def stopped(small_bundle: Bundle, tmp_path: Path) -> Callable[[list[Path]], Callable[..., Any]]:
+    """Stops an import of files after a sample of one passage; what it gives goes on with another sample."""
+
+    def stop(files: list[Path]) -> Callable[..., Any]:
+        request = ImportRequest(files, corpus.passages_file("en"), id_prefix="wiki:", sample=1)
+        target = Target(tmp_path / "x.index", "x", 1, wanted=Wanted("sq8"))
+        with pytest.raises(KeyboardInterrupt):
+            import_index(small_bundle, request, target, Stop())
+        return lambda sample, progress: import_index(small_bundle, replace(request, sample=sample), target, progress)
+
+    return stop
+
+
+def test_an_import_that_was_stopped_goes_on_and_checks_the_sample_that_is_asked_for(
+    tmp_path: Path, small_bundle: Bundle, made: tuple[list[str], Vectors], stopped: Callable[..., Callable[..., Any]]
+) -> None:
+    progress = Listening()
+    report, agreement = stopped(pickles(tmp_path, *made))(COUNT, progress)
+    assert (progress.imported, progress.resumed, report.resumed_at) == (0, COUNT, COUNT)
+    assert agreement.sample == COUNT
+    whole = tmp_path / "whole.index"
+    imported(small_bundle, whole, pickles(tmp_path, *made), Wanted("sq8"))
+    for name in ("structure.faiss", "passages.blob"):
+        assert (tmp_path / "x.index" / "g000001" / name).read_bytes() == (whole / "g000001" / name).read_bytes()
+
+
+def test_an_import_that_goes_on_is_refused_by_a_sample_that_disagrees(
+    tmp_path: Path, made: tuple[list[str], Vectors], stopped: Callable[..., Callable[..., Any]]
+) -> None:
+    ids, vectors = made
+    first = int(np.random.default_rng(0).permutation(COUNT)[0])  # what a sample of one holds
+    vectors[(first + 1) % COUNT] *= 1.5
+    with pytest.raises(MismatchError, match="1 of 300 passages, encoded again"):
+        stopped(pickles(tmp_path, ids, vectors))(COUNT, Progress())
+    assert not (tmp_path / "x.index" / ".build").exists()
 
 
 def test_the_command(

@@ -162,6 +162,25 @@ def test_a_target_out_of_reach_names_the_highest(tmp_path: Path) -> None:
         measure(made, queries, Tuning([], k=10, target=0.9))
 
 
+def test_a_target_that_only_the_questions_reach_which_tune(tmp_path: Path) -> None:
+    """The even ones lie where two lists are enough, the odd ones between many."""
+    centers = 8 * random_vectors(16, 5)
+    vectors = np.concatenate([center + random_vectors(128, number) for number, center in enumerate(centers)])
+    made = make(tmp_path, Wanted(factory="IVF64,Flat"), vectors)
+    easy, hard = centers[np.arange(60) % 16], 0.3 * random_vectors(60, 7)
+    queries = np.stack([easy, hard], axis=1).reshape(-1, DIM)
+    with pytest.raises(IndexFileError, match=r"recall at 10 is 0\.\d+ on 60 questions, below 0\.95, though 60 others"):
+        measure(made, queries, Tuning([], k=10, target=0.95))
+
+
+def test_a_target_that_rounded_vectors_miss(tmp_path: Path) -> None:
+    """flat-fp16 has nothing to tune: all questions measure it."""
+    vectors = random_vectors(1, 1) + 1e-4 * random_vectors(COUNT, 2)  # nearer to one another than half precision tells
+    made = make(tmp_path, Wanted("flat-fp16"), vectors)
+    with pytest.raises(IndexFileError, match=r"recall at 10 is 0\.\d+ on 40 questions, below 0\.99$"):
+        measure(made, random_vectors(40, 3), Tuning([], k=10, target=0.99))
+
+
 def test_too_few_questions(tmp_path: Path) -> None:
     made = make(tmp_path, Wanted("sq8"), random_vectors(300, 1))
     with pytest.raises(IndexFileError, match="19 questions are too few to tune with; give 20"):
@@ -212,7 +231,11 @@ def test_cli_tunes_and_serves_what_it_tuned(
     assert isinstance(opened.vectors, ApproximateIndex)
     assert opened.vectors.settings == manifest.plan.search
     assert main(["index", "info", str(tmp_path / "x.index")]) == 0
-    assert f"{recall.recall:.4f} at 10 on 30 questions, target 0.5; a question takes " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{recall.recall:.4f} at 10 on 30 questions, target 0.5; a question takes " in shown
+    size_bytes = (tmp_path / "x.index" / "g000001" / "structure.faiss").stat().st_size
+    assert manifest.vector_bytes == size_bytes / 300
+    assert f", {manifest.vector_bytes:.0f} bytes each" in shown
 
 
 def test_cli_a_miss_keeps_what_was_built(

@@ -174,7 +174,10 @@ def test_other_passages_are_refused_and_never_mixed(tmp_path: Path, small_bundle
     stopped(small_bundle, passages, out, 9)
     before = tree(out)
     other = write_passages(tmp_path / "other.jsonl", 30, words=2)
-    message = re.escape(f"{out} holds an unfinished build of other inputs (not the same: passage file); 8 of its 30 ")
+    message = re.escape(
+        f"{out} holds an unfinished build of other inputs (not the same: passages, embeddings or indexes that it is "
+        "made of); 8 of its 30 "
+    )
     with pytest.raises(IndexFileError, match=f"{message}.*--restart"):
         build(small_bundle, other, out)
     with pytest.raises(IndexFileError, match="not the same: --skip-bad"):

@@ -220,7 +220,8 @@ def run_info(options: argparse.Namespace) -> int:
         "generation": generation,
         "passages": f"{manifest.count} from {manifest.source}",
         "cut": _cut(manifest.truncated_count, manifest.cut_token_count, manifest.token_count),
-        "vectors": f"{described(manifest.plan, manifest.dim)}, {manifest.metric}",
+        "vectors": f"{described(manifest.plan, manifest.dim)}, {manifest.metric}"
+        + (f", {manifest.vector_bytes:,.0f} bytes each" if manifest.vector_bytes else ""),
         "filled by": f"bundle {manifest.bundle}, variant {manifest.variant}, tower_id {manifest.tower_id}",
         "size": f"{size_bytes / 2**20:.1f} MiB",
         "made by": manifest.created_by,
