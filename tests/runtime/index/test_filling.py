@@ -3,7 +3,9 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -227,6 +229,18 @@ def test_a_sample_is_of_distinct_rows(tmp_path: Path) -> None:
     assert (sample == vectors.sample(100, seed=3)).all()
     assert not (sample == vectors.sample(100, seed=4)).all()
     assert (vectors.sample(COUNT + 1, seed=3) == every).all()
+
+
+def test_a_graph_of_centroids_puts_every_vector_into_its_list(tmp_path: Path) -> None:
+    vectors = vectors_in(tmp_path).read(0, COUNT)
+    run(tmp_path, Plan("", "IVF256_HNSW8,Flat", "none"))
+    lists: Any = faiss.read_index(str(tmp_path / STRUCTURE))
+    centroids = faiss.downcast_index(lists.quantizer).reconstruct_n(0, 256)
+    nearest = (vectors @ centroids.T).argmax(axis=1)
+    stored = [
+        faiss.rev_swig_ptr(lists.invlists.get_ids(number), lists.invlists.list_size(number)) for number in range(256)
+    ]
+    assert sum(np.isin(np.flatnonzero(nearest == number), rows).sum() for number, rows in enumerate(stored)) == COUNT
 
 
 # --- memory
