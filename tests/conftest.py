@@ -71,7 +71,7 @@ def reading_bundle(tmp_path_factory: pytest.TempPathFactory, small_pair: Pair, r
 def small_index(tmp_path_factory: pytest.TempPathFactory, small_bundle: Bundle) -> Path:
     """The English demo passages (300), indexed by `small_bundle`."""
     out = tmp_path_factory.mktemp("indexes") / "demo.index"
-    build(small_bundle, corpus.passages_file("en"), out)
+    build(small_bundle, corpus.passages_file("en"), out, name="demo")
     return out
 
 

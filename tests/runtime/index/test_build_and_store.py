@@ -636,7 +636,9 @@ def test_cli_build_and_info(tmp_path: Path, small_bundle: Bundle, capsys: pytest
     assert (lines["name"], lines["generation"]) == ("english", "g000002")
     assert lines["passages"] == "5 from p.tsv"
     assert lines["cut"] == "0 passages were cut to the tower's length (0.00% of all tokens)"
-    assert lines["vectors"] == "64 dimensions, flat (Flat), inner_product"
+    assert (
+        lines["vectors"] == "64 dimensions, flat (Flat), inner_product, 265 bytes each"
+    )  # with a share of the file's header
     assert f"tower_id {manifest.tower_id}" in printed
 
 

@@ -195,7 +195,7 @@ def passages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(tmp_path_factory: pytest.TempPathFactory, small_bundle: Bundle, passages: Path) -> list[Path]:
     base = tmp_path_factory.mktemp("shards")
     return [
-        build(small_bundle, passages, base / f"{number}.index", shard=Shard(number, 3), skip_bad=True)
+        built(small_bundle, passages, base / f"{number}.index", shard=Shard(number, 3), skip_bad=True)
         for number in (1, 2, 3)
     ]
 
