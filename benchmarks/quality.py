@@ -47,9 +47,7 @@ than 21 million. MiniLM was trained on such questions, and the DPR pair only on 
 which these questions leave out; compare each with its own fp32 only. Both are English towers: the Spanish rows say what
 quantization and presets do to texts that a tower knows little of, and nothing of Spanish towers.
 
-fp16 is a variant for GPUs; a CPU emulates it, at 10 passages a second, so it is not in these tables. `narrows bundle
-gate` measured it for the DPR pair on 5,664 English questions, fp16 x fp16 against fp32 x fp32: positive 1 46.96
-(+0.09), positive 20 90.11 (+0.05).
+fp16 is a variant for GPUs, computed here by a CPU: its rows say what rounding costs, and nothing of its speed.
 """
 
 
