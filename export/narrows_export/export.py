@@ -161,7 +161,7 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
     step(f"{label}: reading weights")
     out.mkdir()
     tower = checkpoint.load(files, role, request.max_tokens)
-    settings, vocab = vocabulary.read(files, request.text_preset or files.text_preset)
+    settings, vocab = vocabulary.read(files, request.text_preset or files.text_preset(role))
     if len(vocab) > tower.model.config.vocab_size:
         raise ExportError(
             f"{files.name}: the vocabulary has {len(vocab)} tokens, the model {tower.model.config.vocab_size}"

@@ -112,14 +112,14 @@ class Original:
         said = self.params.get("sequence_length")
         return said if isinstance(said, int) else None
 
-    @property
-    def text_preset(self) -> TextPreset:
-        """What it says of how its texts were prepared, which is when it was saved (docs/decisions/049).
+    def text_preset(self, role: Role) -> TextPreset:
+        """What it says of how the texts of a role were prepared, which is when it was saved (docs/decisions/049).
 
-        DPR's code nests the settings since 2021, and that code's rules are `dpr-head`. Flat settings were saved by the
-        first release and by early code of 2021, whose rules differ, so they say nothing.
+        DPR's code nests the settings since 2021. That code always prepares questions by `dpr-head`, passages only where
+        its data sets ask for it, which by default they do not, and nothing for a reader. Flat settings were saved by
+        the first release and by early code of 2021, whose rules differ, so they say nothing.
         """
-        return "dpr-head" if NESTED in self.params else "hf"
+        return "dpr-head" if role == "question_encoder" and NESTED in self.params else "hf"
 
     @property
     def projection_dim(self) -> int:

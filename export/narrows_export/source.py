@@ -8,7 +8,7 @@ from typing import Any, Literal
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from narrows.bundle import TextPreset
+from narrows.bundle import Role, TextPreset
 from narrows.errors import CheckpointError
 from narrows_export import original
 from narrows_export.original import Original
@@ -42,10 +42,9 @@ class CheckpointFiles:
     language: str
     original: Original | None = None
 
-    @property
-    def text_preset(self) -> TextPreset:
-        """That of its texts, where none is asked for."""
-        return self.original.text_preset if self.original else "hf"
+    def text_preset(self, role: Role) -> TextPreset:
+        """That of a role's texts, where none is asked for."""
+        return self.original.text_preset(role) if self.original else "hf"
 
     def json(self, name: str) -> dict[str, Any]:
         """Reads one of the JSON files; {} when it is absent.

@@ -6,7 +6,8 @@ exporter, the index and the server apply it alike.
     hf         texts as they are; a passage without title is the text alone (transformers' DPR classes)
     dpr-2020   one "?" is cut from the end of a question (dpr/data/biencoder_data.py of the first release)
     dpr-head   U+2019 becomes an apostrophe in questions and texts, and one quotation mark at each end of a text is
-               cut (normalize_question and normalize_passage, same file, 2021)
+               cut (normalize_question and normalize_passage, same file, 2021: the one for all questions, the other
+               for passages of data sets with `normalize`, which is off by default)
     haystack   one "?" is cut from the end of a question; a passage without title keeps the separator of its empty
                title: [CLS] [SEP] text [SEP] (the DPR training of Haystack 1)
 """

@@ -1,5 +1,6 @@
 """DPR's own `.cp` files: the same bundles as from the same weights in Hugging Face's form."""
 
+import json
 import os
 import pickle
 import re
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from local_hub import Hub, Repository, hub_environment, running_hub
 from safetensors.torch import load_file
 from server_process import NARROWS
 
-from narrows.bundle import Bundle, open_bundle
+from narrows.bundle import Bundle, TextPreset, open_bundle
 from narrows.errors import CheckpointError, ExportError
 from narrows.reader import Reader
 from narrows.spans import RULES
@@ -28,6 +29,7 @@ from narrows_tools.cli.main import main
 
 OMEGACONF = Path(__file__).parents[1] / "data" / "original" / "omegaconf-2.0.6.cp"
 FORMATS = {"zip": True, "legacy": False}
+PRESETS = get_args(TextPreset)
 NAMES = (
     ("question_encoder.bert_model.", "question_model."),
     ("question_encoder.encode_proj.", "question_model.encode_proj."),
@@ -199,31 +201,74 @@ def test_settings_of_omegaconf_are_read() -> None:
 
 @pytest.mark.parametrize(
     ("nested", "asked", "expected"),
-    [(True, None, "dpr-head"), (True, "dpr-2020", "dpr-2020"), (False, None, "hf"), (False, "dpr-2020", "dpr-2020")],
+    [
+        (True, None, ["dpr-head", "hf", "hf"]),
+        (True, "dpr-2020", ["dpr-2020"] * 3),
+        (False, None, ["hf"] * 3),
+        (False, "dpr-2020", ["dpr-2020"] * 3),
+    ],
 )
-def test_the_text_preset_is_that_of_2021_where_the_form_of_the_settings_proves_it(
+def test_questions_have_the_text_preset_of_2021_where_the_form_of_the_settings_proves_it(
     tmp_path: Path,
     small_pair: Pair,
+    reader_checkpoint: Path,
     tokenizer: Path,
     capsys: pytest.CaptureFixture[str],
     nested: bool,
     asked: str | None,
-    expected: str,
+    expected: list[str],
 ) -> None:
+    """And neither passages nor what a reader reads."""
     tensors = original_names(small_pair.question, small_pair.context)
     params = {"encoder": {"sequence_length": 32}} if nested else {"sequence_length": 32}
     file = write_cp(tmp_path / "x.cp", tensors, **params)
-    arguments = ["--question-encoder", str(file), "--context-encoder", str(file), "--tokenizer", str(tokenizer)]
+    reader = write_cp(tmp_path / "reader.cp", original_names(reader_checkpoint), **params)
+    arguments = ["--question-encoder", str(file), "--context-encoder", str(file), "--reader", str(reader)]
     preset = ["--text-preset", asked] if asked else []
-    assert main(["export", *arguments, *preset, "--out", str(tmp_path / "b"), "--allow-unpaired"]) == 0
+    arguments += ["--tokenizer", str(tokenizer), *preset, "--out", str(tmp_path / "b"), "--allow-unpaired"]
+    assert main(["export", *arguments]) == 0
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[2] for row in shown if row[1:2] == ["encoder"]] == [expected, expected]
-    for tower in open_bundle(tmp_path / "b").manifest.towers.values():
-        assert (tower.tokenizer.text_preset, tower.max_tokens) == (expected, 32)
+    assert [row[2 if row[1] == "encoder" else 1] for row in shown[1:4]] == expected
+    towers = open_bundle(tmp_path / "b").manifest.by_role.values()
+    assert [tower.tokenizer.text_preset for tower in towers] == expected
+    assert {tower.max_tokens for tower in towers} == {32}
+    assert main(["bundle", "info", str(tmp_path / "b")]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [next(word for word in row if word in PRESETS) for row in shown[3:6]] == expected
 
 
 def test_settings_of_omegaconf_tell_the_text_preset() -> None:
-    assert original.read(OMEGACONF).text_preset == "dpr-head"
+    found = original.read(OMEGACONF)
+    assert (found.text_preset("question_encoder"), found.text_preset("context_encoder")) == ("dpr-head", "hf")
+
+
+def test_presets_are_judged_beside_the_two_of_a_bundle(
+    tmp_path: Path, small_pair: Pair, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = original_names(small_pair.question, small_pair.context)
+    file = write_cp(tmp_path / "x.cp", tensors, encoder={"sequence_length": 32})
+    bundle = export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
+    questions, passages = tmp_path / "questions.jsonl", tmp_path / "passages.jsonl"
+    rows = [("who\u2019s first?", "one"), ("who is second?", "two"), ("where\u2019s the third?", "three")]
+    texts = {"one": "It\u2019s the first.", "two": "The second.", "three": "A third."}
+    questions.write_text(
+        "".join(json.dumps({"question": asked, "positive_passage_ids": [row]}) + "\n" for asked, row in rows), "utf-8"
+    )
+    passages.write_text(
+        "".join(json.dumps({"id": row, "title": "", "text": text}) + "\n" for row, text in texts.items()), "utf-8"
+    )
+    command = ["eval", "presets", "--bundle", str(bundle.path), "--passages", str(passages), "-k", "1"]
+    assert main([*command, "--questions", str(questions), "--json"]) == 0
+    costs = json.loads(capsys.readouterr().out)["presets"]
+    changed = [(cost["preset"], cost["changed_questions"], cost["changed_passages"]) for cost in costs]
+    assert changed == [
+        ("dpr-head / hf", 0, 0),
+        ("hf", 2, 0),
+        ("dpr-2020", 3, 0),
+        ("dpr-head", 0, 1),
+        ("haystack", 3, 3),
+    ]
+    assert [bool(cost["compared"]) for cost in costs] == [False, True, True, True, True]
 
 
 @pytest.mark.parametrize("said", [True, False])

@@ -75,8 +75,8 @@ DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
         "--text-preset",
         choices=TEXT_PRESETS,
         help="what happens to texts before they are tokenized; it should be what the towers were trained with "
-        "(default: hf, texts as they are; dpr-head for a .cp file whose settings DPR's code saved in the form that it "
-        "has since 2021; docs/user.md describes each)",
+        "(default: hf, texts as they are; dpr-head for the questions of a .cp file whose settings DPR's code saved in "
+        "the form that it has since 2021; docs/user.md describes each)",
     )
     command.add_argument(
         "--variants",

@@ -1,7 +1,8 @@
 """`narrows eval presets`: what each text preset costs on a set of questions, with one pair of towers.
 
-A preset is a rule of text, not of weights, so another preset is the same tower behind another tokenizer. Only
-passages whose token ids differ from those of the bundle's own preset are encoded again. All vectors are held in memory.
+A preset is a rule of text, not of weights, so another preset is the same tower behind another tokenizer. A bundle's
+towers may have two of their own; what is compared with them is one for both. Only passages whose token ids differ from
+those of the bundle's own preset are encoded again. All vectors are held in memory.
 """
 
 import dataclasses
@@ -41,10 +42,11 @@ PRESETS: tuple[TextPreset, ...] = get_args(TextPreset)
 class PresetCost:
     """One preset: how many texts read differently to the towers than with the bundle's own, and what that does.
 
-    `compared` is this preset minus the bundle's own, and empty for the latter.
+    `compared` is this preset minus the bundle's own, and empty for the latter. `preset` has two names where the
+    bundle's towers differ: "questions' / passages'".
     """
 
-    preset: TextPreset
+    preset: str
     changed_questions: int
     changed_passages: int
     metrics: Metrics
@@ -77,7 +79,8 @@ def preset_costs(
     """
     variants: dict[Role, str] = {"question_encoder": chosen.question, "context_encoder": chosen.passage}
     own_towers = load_towers(bundle, variants, 1, list(variants))
-    own = own_towers["context_encoder"].manifest.tokenizer.text_preset
+    own = {role: own_towers[role].manifest.tokenizer.text_preset for role in variants}
+    others = [dict.fromkeys(variants, preset) for preset in PRESETS]
     texts = [question.text for question in questions]
     own_ids = own_towers["question_encoder"].tokenizer.questions(texts)
     own_judged: list[Judged] = []
@@ -92,8 +95,9 @@ def preset_costs(
             tower = own_towers["context_encoder"]
             chunks = (_tokenize(tower, passages, rows) for rows in _row_chunks(len(passages)))
             own_vectors = np.concatenate([found for _, found in embed_chunks(tower, chunks, threads, encoded)])
-        for preset in (own, *(preset for preset in PRESETS if preset != own)):
-            towers = {role: _with_preset(bundle, role, tower, preset) for role, tower in own_towers.items()}
+        for presets in (own, *(other for other in others if other != own)):
+            preset = " / ".join(dict.fromkeys(presets.values()))
+            towers = {role: _with_preset(bundle, role, tower, presets[role]) for role, tower in own_towers.items()}
             changed_rows, changed_ids = _changed(passages, own_towers["context_encoder"], towers["context_encoder"])
             vectors = own_vectors.copy()
             if changed_rows:
@@ -109,7 +113,7 @@ def preset_costs(
                     sum(_differ(one, other) for one, other in zip(own_ids, ids, strict=True)),
                     len(changed_rows),
                     summarize(judged, depth, None),
-                    () if preset == own else tuple(compare_judged(own_judged, judged, depth)),
+                    () if presets == own else tuple(compare_judged(own_judged, judged, depth)),
                 )
             )
     return costs
