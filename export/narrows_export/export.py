@@ -74,6 +74,7 @@ class ExportReport:
     variant: str  # the reference
     towers: tuple[TowerReport, ...]
     pair_check: PairCheck
+    notes: tuple[str, ...]  # what the user should know of the checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,8 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
         )
         write_manifest(directory, manifest)
     reports = {tower.manifest.directory: tower.report for tower in exported.values()}
-    return ExportReport(os.fspath(request.out), REFERENCE_VARIANT, tuple(reports.values()), pair)
+    notes = tuple(found.note for found in opened.values() if found.note)
+    return ExportReport(os.fspath(request.out), REFERENCE_VARIANT, tuple(reports.values()), pair, notes)
 
 
 def _resolve(src: str, request: ExportRequest) -> CheckpointFiles:

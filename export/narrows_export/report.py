@@ -97,6 +97,8 @@ def run(request: ExportRequest, data: GateData | None, int8: Int8Request | None,
         if judged and data:
             print()
             print_quality(judged)
+    for note in report.notes:
+        print(f"\nnote: {note}.", file=sys.stderr)
     if not report.pair_check.passed:
         print(f"\nWARNING: {unpaired_warning(report.pair_check)}.", file=sys.stderr)
     return 0

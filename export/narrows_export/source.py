@@ -41,6 +41,7 @@ class CheckpointFiles:
     license: str  # from the model card, when it says
     language: str
     original: Original | None = None
+    note: str = ""  # what its user should know
 
     def text_preset(self, role: Role) -> TextPreset:
         """That of a role's texts, where none is asked for."""
@@ -62,7 +63,7 @@ class CheckpointFiles:
         if self.original and name == CONFIG:
             content |= {"projection_dim": self.original.projection_dim}
         if self.original and self.original.lowercase is not None and name == TOKENIZER_CONFIG:
-            content = {"do_lower_case": self.original.lowercase, **content}  # where the tokenizer says nothing
+            content |= {"do_lower_case": self.original.lowercase}  # as DPR's code hands it to the tokenizer
         return content
 
     @property
@@ -121,7 +122,7 @@ def resolve_file(file: Path, tokenizer: str | None, revision: str | None) -> Che
         revision: of that hub repository.
 
     Raises:
-        CheckpointError: as `original.read`; or there are no such files, or they contradict the checkpoint.
+        CheckpointError: as `original.read`; or there are no such files.
     """
     found = original.read(file)
     if not (tokenizer or found.began_with):
@@ -133,13 +134,18 @@ def resolve_file(file: Path, tokenizer: str | None, revision: str | None) -> Che
     except CheckpointError as error:
         hint = "" if tokenizer else f"; {file} began with it: give its files' directory as --tokenizer"
         raise CheckpointError(f"{error}{hint}") from None
-    theirs = beside.json(TOKENIZER_CONFIG).get("do_lower_case")
-    if found.lowercase is not None and isinstance(theirs, bool) and found.lowercase != theirs:
-        raise CheckpointError(
-            f"{file} was trained with do_lower_case={found.lowercase}, and the tokenizer of {beside.name} has "
-            f"{theirs}: they do not belong together"
-        )
-    return CheckpointFiles(beside.directory, file.name, "", "", beside.language, found)
+    return CheckpointFiles(beside.directory, file.name, "", "", beside.language, found, _case_note(found, beside))
+
+
+def _case_note(found: Original, tokenizer: CheckpointFiles) -> str:
+    """Says where a file was trained with another case than its tokenizer has by itself."""
+    theirs = tokenizer.json(TOKENIZER_CONFIG).get("do_lower_case")
+    if found.lowercase is None or theirs is None or found.lowercase == theirs:
+        return ""
+    return (
+        f"the tokenizer of {tokenizer.name} has do_lower_case={theirs}, but {found.file} was trained with "
+        f"{found.lowercase}, which is used"
+    )
 
 
 def _from_directory(directory: Path) -> CheckpointFiles:
