@@ -91,7 +91,7 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
     Raises:
         CheckpointError: a checkpoint cannot be used.
         ExportError: the output exists, a fusion is missing, parity fails, the towers' dimensions differ, a variant is
-            unknown or too far from fp32, segment ids are chosen for no reader.
+            unknown or too far from fp32, segment ids are chosen for no reader, or a tokenizer for no file of DPR's own.
         UnpairedTowersError: the pair check fails and `allow_unpaired` is not set.
     """
     if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
@@ -102,6 +102,11 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
     roles: dict[Role, str] = {"question_encoder": request.question_encoder, "context_encoder": request.context_encoder}
     if request.reader:
         roles["reader"] = request.reader
+    if request.tokenizer and not any(_is_file(src) for src in roles.values()):
+        raise ExportError(
+            f"--tokenizer {request.tokenizer} is for DPR's own .cp files, and no source is a file here: a Hugging Face "
+            "directory or repository has its own tokenizer"
+        )
     files: dict[Role, CheckpointFiles] = {}
     opened: dict[str, CheckpointFiles] = {}  # one may be several roles'
     for role, src in roles.items():
@@ -137,10 +142,13 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
 
 def _resolve(src: str, request: ExportRequest) -> CheckpointFiles:
     """Finds a checkpoint: a file of DPR's own, a directory, or a hub id."""
-    file = Path(src).expanduser()
-    if file.is_file():
-        return source.resolve_file(file, request.tokenizer, request.revision)
+    if _is_file(src):
+        return source.resolve_file(Path(src).expanduser(), request.tokenizer, request.revision)
     return source.resolve(src, request.revision)
+
+
+def _is_file(src: str) -> bool:
+    return Path(src).expanduser().is_file()
 
 
 def _export_towers(

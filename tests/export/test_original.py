@@ -439,6 +439,12 @@ def test_a_file_that_does_not_say_what_it_began_with(tmp_path: Path, small_pair:
         export(tmp_path / "b", file, file)
 
 
+def test_a_tokenizer_for_no_file_is_refused(tmp_path: Path, small_pair: Pair, tokenizer: Path) -> None:
+    with pytest.raises(ExportError, match=r"--tokenizer .* is for DPR's own \.cp files, and no source is a file here"):
+        export(tmp_path / "b", small_pair.question, small_pair.context, tokenizer=str(tokenizer))
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_pickle_that_is_no_file_of_torch(tmp_path: Path, tokenizer: Path) -> None:
     file = tmp_path / "x.cp"
     file.write_bytes(pickle.dumps({"model_dict": {}}))
