@@ -61,7 +61,9 @@ def write_dpr(
     return directory
 
 
-def write_reader(directory: Path, vocabulary: list[str], *, seed: int, **tokenizer_config: object) -> Path:
+def write_reader(
+    directory: Path, vocabulary: list[str], *, seed: int, positions: int = 512, **tokenizer_config: object
+) -> Path:
     """Writes a Hugging Face DPR reader with spread-out random weights."""
     torch.manual_seed(seed)
     config = DPRConfig(
@@ -70,6 +72,7 @@ def write_reader(directory: Path, vocabulary: list[str], *, seed: int, **tokeniz
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         intermediate_size=4 * HIDDEN,
+        max_position_embeddings=positions,
         initializer_range=0.15,
     )
     DPRReader(config).save_pretrained(directory)

@@ -34,7 +34,8 @@ DPR_CLASSES: dict[Role, tuple[str, type[PreTrainedModel]]] = {
     "context_encoder": ("ctx_encoder.", DPRContextEncoder),
 }
 READER = "span_predictor."
-DPR_TOKENS = 256  # what DPR trains and encodes with; of a reader, question, title and text
+DPR_TOKENS = 256  # what DPR trains and encodes with
+READER_TOKENS = 350  # what DPR's README trains and evaluates its reader with: question, title and text
 # Published files carry these of BERT, and no tower reads them: the pooler behind CLS, and a buffer of 0..511.
 UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
 
@@ -99,7 +100,7 @@ class ReaderTower(BertPreTrainedModel):
 
 
 def load(files: CheckpointFiles, role: Role, max_tokens: int | None) -> TorchTower:
-    """Loads a checkpoint as the tower of the given role.
+    """Loads a checkpoint as the tower of the given role, which cuts at `max_tokens`; None: at its own length.
 
     Raises:
         CheckpointError: unreadable files, weights of another role or kind, missing or unexpected weights, a
@@ -146,7 +147,7 @@ def _dpr_tower(
         normalize=False,
         projection_dim=config.projection_dim,
         dim=config.projection_dim or config.hidden_size,
-        max_tokens=_max_tokens(_wanted_tokens(max_tokens, files), config, files),
+        max_tokens=_max_tokens(_wanted_tokens(max_tokens, files, DPR_TOKENS), config, files),
         tensors=_canonical(model),
     )
 
@@ -155,6 +156,7 @@ def _reader_tower(files: CheckpointFiles, tensors: dict[str, torch.Tensor], max_
     _check_kind(files, tensors, READER)
     model = _empty_model(BertConfig, ReaderTower, files)
     config = model.config
+    default = min(READER_TOKENS, config.max_position_embeddings)
     if files.json("config.json").get("projection_dim"):
         raise CheckpointError(f"{files.name}: a reader with a projection is not supported")
     renamed = {name.replace(f"{READER}encoder.bert_model.", "bert."): tensor for name, tensor in tensors.items()}
@@ -172,7 +174,7 @@ def _reader_tower(files: CheckpointFiles, tensors: dict[str, torch.Tensor], max_
         normalize=False,
         projection_dim=0,
         dim=LOGITS,
-        max_tokens=_max_tokens(_wanted_tokens(max_tokens, files), config, files),
+        max_tokens=_max_tokens(_wanted_tokens(max_tokens, files, default), config, files, "--reader-max-tokens"),
         tensors=_canonical(model),
     )
 
@@ -280,16 +282,16 @@ def _canonical(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return canonical
 
 
-def _wanted_tokens(asked: int | None, files: CheckpointFiles) -> int:
+def _wanted_tokens(asked: int | None, files: CheckpointFiles, default: int) -> int:
     trained_with = files.original.sequence_length if files.original else None
-    return asked if asked is not None else trained_with or DPR_TOKENS
+    return asked if asked is not None else trained_with or default
 
 
-def _max_tokens(wanted: int, config: PretrainedConfig, files: CheckpointFiles) -> int:
+def _max_tokens(wanted: int, config: PretrainedConfig, files: CheckpointFiles, option: str = "--max-tokens") -> int:
     if not 8 <= wanted <= config.max_position_embeddings:
         raise CheckpointError(
             f"a maximum of {wanted} tokens does not fit {files.name}: it must be 8 to "
-            f"{config.max_position_embeddings}; choose with --max-tokens"
+            f"{config.max_position_embeddings}; choose with {option}"
         )
     return wanted
 

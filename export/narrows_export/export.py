@@ -36,19 +36,20 @@ Step = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What to export. None means the checkpoint's own choice: 256 tokens for DPR, and mostly the preset `hf`."""
+    """What to export. None means the checkpoint's own choice: mostly 256 tokens, 350 of a reader, and preset `hf`."""
 
     question_encoder: str
     context_encoder: str
     out: Path
     name: str
     revision: str | None = None
-    max_tokens: int | None = None
+    max_tokens: int | None = None  # of the encoders
     text_preset: TextPreset | None = None
     allow_unpaired: bool = False
     variants: tuple[str, ...] = ()  # of the encoders, besides fp32, which is always made
     reader: str | None = None
     reader_segments: SegmentIds = "zero"
+    reader_max_tokens: int | None = None
     tokenizer: str | None = None  # of DPR's own files; None: the one that each says it began with
 
 
@@ -91,7 +92,7 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
     Raises:
         CheckpointError: a checkpoint cannot be used.
         ExportError: the output exists, a fusion is missing, parity fails, the towers' dimensions differ, a variant is
-            unknown or too far from fp32, segment ids are chosen for no reader, or a tokenizer for no file of DPR's own.
+            unknown or too far from fp32, something is chosen for no reader, or a tokenizer for no file of DPR's own.
         UnpairedTowersError: the pair check fails and `allow_unpaired` is not set.
     """
     if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
@@ -99,6 +100,8 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
     recipes.check_names(request.variants)
     if request.reader_segments != "zero" and not request.reader:
         raise ExportError(f"--reader-segments {request.reader_segments} is for a reader: give one as --reader")
+    if request.reader_max_tokens is not None and not request.reader:
+        raise ExportError(f"--reader-max-tokens {request.reader_max_tokens} is for a reader: give one as --reader")
     roles: dict[Role, str] = {"question_encoder": request.question_encoder, "context_encoder": request.context_encoder}
     if request.reader:
         roles["reader"] = request.reader
@@ -170,7 +173,7 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
     label = out.name.replace("_", " ")
     step(f"{label}: reading weights")
     out.mkdir()
-    tower = checkpoint.load(files, role, request.max_tokens)
+    tower = checkpoint.load(files, role, request.reader_max_tokens if role == "reader" else request.max_tokens)
     settings, vocab = vocabulary.read(files, request.text_preset or files.text_preset(role))
     if len(vocab) > tower.model.config.vocab_size:
         raise ExportError(

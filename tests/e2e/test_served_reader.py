@@ -109,7 +109,7 @@ def test_the_server_says_that_it_reads(asking: Client, reading_server: ServerPro
     with grpc.insecure_channel(reading_server.address) as channel:
         stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
         info = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=30)
-    assert (info.reader.tower_id, info.reader.max_tokens) == (reading_bundle.tower("reader").tower_id, 256)
+    assert (info.reader.tower_id, info.reader.max_tokens) == (reading_bundle.tower("reader").tower_id, 350)
 
 
 @pytest.mark.parametrize(

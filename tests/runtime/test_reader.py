@@ -6,19 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import Pair
+from checkpoints import Pair, write_reader
 from transformers import DPRReader, DPRReaderTokenizer
 from transformers.models.dpr.modeling_dpr import DPRReaderOutput
 
 from narrows.answers import Answer
 from narrows.bundle import Bundle, SegmentIds, open_bundle
 from narrows.encoder import Golden
-from narrows.errors import BundleError, ExportError
+from narrows.errors import BundleError
 from narrows.reader import Reader
 from narrows.spans import RULES
 from narrows.towers import load_towers
-from narrows_export import corpus
-from narrows_export.export import ExportRequest, export_bundle
+from narrows_export import checkpoint, corpus, source
 from narrows_tools.cli.main import main
 
 DPR, HUGGING_FACE = RULES["dpr"], RULES["hugging-face"]
@@ -113,8 +112,9 @@ def test_token_ids_are_those_of_transformers(reading_bundle: Bundle, reader_chec
     reference = DPRReaderTokenizer.from_pretrained(reader_checkpoint)
     question = corpus.questions("en")[3].question
     passages = [*some_passages(5), ("", "no title"), ("only a title", ""), ("long", "many words " * 300)]
+    assert tokenizer.readings(question, passages)[-1].ids.size == 350
     for (title, text), reading in zip(passages, tokenizer.readings(question, passages), strict=True):
-        expected = reference([question], [title], [text], truncation=True, max_length=256)["input_ids"][0]
+        expected = reference([question], [title], [text], truncation=True, max_length=350)["input_ids"][0]
         assert reading.ids.tolist() == expected
 
 
@@ -124,7 +124,7 @@ def test_logits_are_those_of_pytorch(
 ) -> None:
     tower = load_towers(bundles[segments], "fp32", 1, ["reader"])["reader"]
     reference = Reference(reader_checkpoint, segments)
-    passages = [*some_passages(4), ("[SEP] in a title", "and [SEP] in a text"), ("", ""), ("long", "words " * 300)]
+    passages = [*some_passages(4), ("[SEP] in a title", "and [SEP] in a text"), ("", ""), ("long", "words " * 400)]
     for reading in tower.tokenizer.readings(corpus.questions("en")[0].question, passages):
         ids = torch.from_numpy(reading.ids[None])
         expected = reference.logits(input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -166,7 +166,7 @@ def test_an_answer_does_not_depend_on_what_else_is_read(
 @pytest.mark.parametrize("segments", SEGMENTS)
 def test_a_passage_that_is_cut_away_has_no_answer(readers: dict[SegmentIds, Reader], segments: SegmentIds) -> None:
     reader = readers[segments]
-    assert reader.read("who " * 300, some_passages(2), DPR, count=5) == []
+    assert reader.read("who " * 400, some_passages(2), DPR, count=5) == []
     assert reader.read("who", [("title", "")], DPR, count=5) == []
     assert reader.read("who", [], DPR, count=5) == []
 
@@ -229,9 +229,30 @@ def test_the_bundle_shows_segment_ids(bundles: dict[SegmentIds, Bundle], capsys:
     assert [next(word for word in row if word in SEGMENTS) for row in towers[1:]] == ["zero", "zero", "pair"]
 
 
-def test_segment_ids_without_a_reader_are_refused(tmp_path: Path, small_pair: Pair) -> None:
-    question, context = str(small_pair.question), str(small_pair.context)
-    request = ExportRequest(question, context, tmp_path / "b", "b", reader_segments="pair")
-    with pytest.raises(ExportError, match="--reader-segments pair is for a reader: give one as --reader"):
-        export_bundle(request, step=lambda what: None)
+@pytest.mark.parametrize("option", [["--reader-segments", "pair"], ["--reader-max-tokens", "0"]])
+def test_what_is_for_a_reader_is_refused_without_one(
+    tmp_path: Path, small_pair: Pair, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    towers = ["--question-encoder", str(small_pair.question), "--context-encoder", str(small_pair.context)]
+    assert main(["export", *towers, *option, "--out", str(tmp_path / "b")]) == 1
+    assert f"{' '.join(option)} is for a reader: give one as --reader" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_encoders_and_reader_have_lengths_of_their_own(
+    tmp_path: Path, small_pair: Pair, reader_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", "--question-encoder", str(small_pair.question), "--context-encoder", str(small_pair.context)]
+    command += ["--reader", str(reader_checkpoint), "--allow-unpaired", "--max-tokens", "32", "--out"]
+    for number, (option, expected) in enumerate([([], 350), (["--reader-max-tokens", "64"], 64)]):
+        out = tmp_path / str(number)
+        assert main([*command, str(out), *option]) == 0
+        lengths = {role: tower.max_tokens for role, tower in open_bundle(out).manifest.by_role.items()}
+        assert lengths == {"question_encoder": 32, "context_encoder": 32, "reader": expected}
+    assert main([*command, str(tmp_path / "long"), "--reader-max-tokens", "513"]) == 1
+    assert "it must be 8 to 512; choose with --reader-max-tokens" in capsys.readouterr().err
+
+
+def test_a_reader_is_no_longer_than_its_positions(tmp_path: Path, vocabulary: list[str]) -> None:
+    short = write_reader(tmp_path / "short", vocabulary, seed=6, positions=128)
+    assert checkpoint.load(source.resolve(str(short)), "reader", None).max_tokens == 128

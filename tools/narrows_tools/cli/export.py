@@ -58,6 +58,13 @@ DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
         "and text, as DPR's own code trains readers since 2021 (default: zero)",
     )
     command.add_argument(
+        "--reader-max-tokens",
+        type=int,
+        metavar="N",
+        help="cut what the reader reads, question, title and text, at N tokens (default: the checkpoint's; 350 where "
+        "it states none, as DPR trains readers)",
+    )
+    command.add_argument(
         "--out", required=True, type=Path, metavar="BUNDLE", help="directory to write; must not exist yet"
     )
     command.add_argument(
@@ -69,7 +76,10 @@ DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
     command.add_argument("--name", help="the bundle's name in replies (default: the name of --out without suffix)")
     command.add_argument("--revision", metavar="R", help="hub revision (branch, tag or commit) of both checkpoints")
     command.add_argument(
-        "--max-tokens", type=int, metavar="N", help="cut texts at N tokens (default: the checkpoint's; 256 for DPR)"
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="cut the encoders' texts, questions and passages, at N tokens (default: the checkpoint's; 256 for DPR)",
     )
     command.add_argument(
         "--text-preset",
@@ -116,6 +126,7 @@ def run(options: argparse.Namespace) -> int:
         variants=tuple(name for name in other_variants(options.variants) if name != "int8"),
         reader=options.reader,
         reader_segments=options.reader_segments,
+        reader_max_tokens=options.reader_max_tokens,
         tokenizer=options.tokenizer,
     )
     int8 = options.int8 or ("default" if "int8" in other_variants(options.variants) else None)
