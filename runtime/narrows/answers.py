@@ -35,9 +35,7 @@ class AnswerFinder:
         self._tokenizer = tokenizer
         self._continues = tokenizer.continuing()
 
-    def find(
-        self, readings: Sequence[Reading], logits: Sequence[Logits], texts: Sequence[str], rule: SpanRule, count: int
-    ) -> list[Answer]:
+    def find(self, readings: Sequence[Reading], logits: Sequence[Logits], rule: SpanRule, count: int) -> list[Answer]:
         """The best answers: by the passage's relevance, then by the span's score, at most `count`.
 
         Of equally relevant passages the earlier one comes first.
@@ -45,7 +43,6 @@ class AnswerFinder:
         Args:
             readings: of the passages.
             logits: of each, flat, LOGITS for each token.
-            texts: of the passages.
             rule: which words may be an answer.
             count: answers wanted.
         """
@@ -55,9 +52,9 @@ class AnswerFinder:
         firsts = np.array([reading.first_title if rule.titles else reading.first_text for reading in readings])
         padded = np.zeros((len(readings), lengths.max(), LOGITS), dtype=np.float32)
         continues = np.zeros(padded.shape[:2], dtype=bool)
-        for row, (reading, values) in enumerate(zip(readings, logits, strict=True)):
-            padded[row, : len(reading.ids)] = values.reshape(-1, LOGITS)
-            continues[row, : len(reading.ids)] = self._continues[reading.ids]
+        real = np.arange(lengths.max()) < lengths[:, None]
+        padded[real] = np.concatenate(logits).reshape(-1, LOGITS)
+        continues[real] = self._continues[np.concatenate([reading.ids for reading in readings])]
         spans = best_spans(padded[:, :, START], padded[:, :, END], firsts, lengths, continues, rule)
         relevance = padded[:, 0, RELEVANCE]
         answers: list[Answer] = []
@@ -65,17 +62,17 @@ class AnswerFinder:
             found = zip(spans.starts[row].tolist(), spans.ends[row].tolist(), spans.scores[row].tolist(), strict=True)
             for start, end, score in found:
                 if start >= 0:
-                    words = self._words(readings[row], texts[row], start, end)
+                    words = self._words(readings[row], start, end)
                     answers.append(Answer(words[0], int(row), *words[1:], score, float(relevance[row])))
             if len(answers) >= count:
                 break
         return answers[:count]
 
-    def _words(self, reading: Reading, text: str, start: int, end: int) -> tuple[str, int, int]:
+    def _words(self, reading: Reading, start: int, end: int) -> tuple[str, int, int]:
         """The words of a span, and where they begin and end."""
         if start < reading.first_text:
             return self._tokenizer.decode(reading.ids[start : end + 1]), 0, 0
-        start_byte = reading.text_bytes[start - reading.first_text][0]
-        end_byte = reading.text_bytes[end - reading.first_text][1]
-        data = text.encode("utf-8", "surrogatepass")[start_byte:end_byte]
-        return data.decode("utf-8", "surrogatepass"), start_byte, end_byte
+        first, beyond = reading.characters(start, end)
+        words = reading.text[first:beyond]
+        start_byte = len(reading.text[:first].encode())
+        return words, start_byte, start_byte + len(words.encode())

@@ -43,4 +43,4 @@ class Reader:
             batch = read_batch(self._encoder, [readings[number].ids for number in numbers])
             for number, values in zip(numbers, batch, strict=True):
                 logits[number] = values
-        return self._finder.find(readings, logits, [text for _, text in passages], rule, count)
+        return self._finder.find(readings, logits, rule, count)

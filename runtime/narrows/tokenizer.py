@@ -8,7 +8,6 @@ Segment ids do not exist here: the graphs make them, zeros or what follows from 
 """
 
 import hashlib
-import itertools
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,14 +42,27 @@ class TokenizedText:
 class Reading:
     """What a reader reads: [CLS] question [SEP] title [SEP] text, cut at its end; int64 of shape (tokens,).
 
-    `first_title` and `first_text` are the places of their first tokens, beyond the end where none is left. `text_bytes`
-    are where in the UTF-8 of the text each of its tokens begins and ends.
+    `first_title` and `first_text` are the places of their first tokens, beyond the end where none is left. `offsets`
+    say where each token of the text begins and ends: in characters, of the text without its first `cut_before`.
     """
 
     ids: TokenIds
     first_title: int
     first_text: int
-    text_bytes: tuple[tuple[int, int], ...]
+    text: str
+    offsets: list[tuple[int, int]]
+    cut_before: int
+
+    def characters(self, first: int, last: int) -> tuple[int, int]:
+        """Where in the text the tokens from `first` to `last`, places in `ids` behind the title, begin and end.
+
+        The end is exclusive. Accents that are characters of their own belong to the letter before them.
+        """
+        start = self.cut_before + self.offsets[first - self.first_text][0]
+        end = self.cut_before + self.offsets[last - self.first_text][1]
+        while end < len(self.text) and unicodedata.combining(self.text[end]):
+            end += 1
+        return start, end
 
 
 def vocabulary_sha256(vocabulary: Sequence[str]) -> str:
@@ -146,7 +158,7 @@ class TowerTokenizer:
             head = [self._cls, *asked, self.sep_id, *title, self.sep_id]
             ids = np.array([*head, *encoded.ids][: self.max_tokens], dtype=np.int64)
             kept = encoded.offsets[: max(0, self.max_tokens - len(head))]
-            made.append(Reading(ids, len(asked) + 2, len(head), _bytes(text, kept, rules.cut_before(text))))
+            made.append(Reading(ids, len(asked) + 2, len(head), text, kept, rules.cut_before(text)))
         return made
 
     def tokens(self, ids: TokenIds) -> list[str]:
@@ -179,21 +191,6 @@ class TowerTokenizer:
             ids += part[:length]
             ids.append(self.sep_id)
         return TokenizedText(np.array(ids, dtype=np.int64), sum(lengths) - sum(kept))
-
-
-def _bytes(text: str, offsets: Sequence[tuple[int, int]], cut: int) -> tuple[tuple[int, int], ...]:
-    """Offsets in characters, of a text that lost its first `cut`, as places in the UTF-8 of the text.
-
-    Accents that are characters of their own belong to the letter before them.
-    """
-    places = [0, *itertools.accumulate(len(character.encode("utf-8", "surrogatepass")) for character in text)]
-    found = []
-    for start, end in offsets:
-        start, end = start + cut, end + cut
-        while end < len(text) and unicodedata.combining(text[end]):
-            end += 1
-        found.append((places[start], places[end]))
-    return tuple(found)
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

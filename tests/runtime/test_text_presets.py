@@ -31,6 +31,16 @@ def load(preset: TextPreset) -> TowerTokenizer:
     return TowerTokenizer(build_tokenizer(settings, tokens), settings, MAX_TOKENS)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_tokens_that_are_read_are_found_again_in_the_text(preset: TextPreset) -> None:
+    text = '"the cafe\u0301\u0301 of Zürich 😀\u2019"'
+    [reading] = load(preset).readings("who?", [("", text)])
+    places = [reading.characters(place, place) for place in range(reading.first_text, len(reading.ids))]
+    found = [text[start:end] for start, end in places]
+    assert "".join(found).strip('"') == text.replace(" ", "").strip('"')
+    assert reading.characters(reading.first_text, len(reading.ids) - 1) == (places[0][0], places[-1][1])
+
+
 @cache
 def reference() -> DPRContextEncoderTokenizerFast:
     return DPRContextEncoderTokenizerFast(str(DATA / "vocab.txt"), do_lower_case=True)

@@ -84,8 +84,7 @@ class Reading:
             ids = [reading.ids for reading in readings]
             outcomes = await self._dispatcher.embed(backend.engine, "readings", ids, deadline_s)
         logits = [outcome.embedding for outcome in outcomes if outcome.embedding is not None]
-        texts = [text for _, text in passages]
-        found = await asyncio.to_thread(finder.find, readings, logits, texts, rule, spans or DEFAULT_SPANS)
+        found = await asyncio.to_thread(finder.find, readings, logits, rule, spans or DEFAULT_SPANS)
         return [_span_message(answer) for answer in found], self._answers.served(backend, outcomes, front)
 
     def _reader(self) -> tuple[TowerTokenizer, AnswerFinder]:
