@@ -216,7 +216,7 @@ class AsyncClient:
     async def answer(
         self,
         question: str,
-        passages: int = 50,
+        passages: int | None = None,
         *,
         spans: int = 5,
         rule: Rule = "dpr",
@@ -227,8 +227,9 @@ class AsyncClient:
     ) -> Answers:
         """Finds the best passages for a question, reads them, and returns the words that answer, best first.
 
-        Needs a server with an index and a reader (NoReaderError). `rule` says which words may be an answer: at most 10
-        tokens of the text, made whole words (dpr), or what transformers' reader tokenizer gives (hugging-face).
+        Needs a server with an index and a reader (NoReaderError). So many `passages` are read: 50 unless it is given,
+        or as many as the server's limits allow. `rule` says which words may be an answer: at most 10 tokens of the
+        text, made whole words (dpr), or what transformers' reader tokenizer gives (hugging-face).
         """
         request = ReadOptions(spans, rule, expected_bundle).answer_request(question, passages, view, corpus)
         return reading_messages.answers_of(await self._call(self._reader.Answer, request, timeout_s))

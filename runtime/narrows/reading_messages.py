@@ -48,14 +48,14 @@ class ReadOptions:
     rule: Rule
     expected_bundle: str
 
-    def answer_request(self, question: str, passages: int, view: View, corpus: str) -> pb.AnswerRequest:
+    def answer_request(self, question: str, passages: int | None, view: View, corpus: str) -> pb.AnswerRequest:
         """The request to find so many passages and to read them; raises as SearchOptions.request does."""
-        if passages < 1:
+        if passages is not None and passages < 1:
             raise errors.InvalidRequestError("it must be at least 1", "passages")
         return build(
             pb.AnswerRequest,
             question=question,
-            passages=passages,
+            passages=passages or 0,
             view=named(VIEWS, view, "view"),
             corpus=corpus,
             **self._common(),

@@ -93,7 +93,7 @@ def test_a_reply_over_the_limit_is_refused_and_names_n_and_k(stub: retrieval_pb2
         stub.Search(search(questions=["rivers"] * 64, k=300), timeout=30)
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "64 questions x k 300" in (caught.value.details() or "")
+    assert "64 questions x 300 passages" in (caught.value.details() or "")
     assert dict(caught.value.trailing_metadata() or ())["narrows-reason"] == "REPLY_TOO_LARGE"
 
 

@@ -19,6 +19,7 @@ from narrows import (
     NoReaderError,
     NotFoundError,
     OverloadedError,
+    ReplyTooLargeError,
 )
 from narrows.answers import Answer
 from narrows.bundle import Bundle
@@ -145,6 +146,33 @@ def test_bad_answers(asking: Client) -> None:
     for bad in ({"spans": 0}, {"rule": "best"}):
         with pytest.raises(InvalidRequestError):
             asking.read("who?", PASSAGES, **bad)  # type: ignore[arg-type]
+
+
+def test_limits_of_a_search_hold_for_an_answer(reading_bundle: Bundle, small_index: Path) -> None:
+    with (
+        server(reading_bundle.path, small_index, max_k="20") as process,
+        Client(process.address, timeout_s=30.0) as client,
+    ):
+        assert len(client.answer(QUESTIONS[0]).hits) == 20
+        with pytest.raises(InvalidRequestError, match="21 is over the limit of 20") as raised:
+            client.answer(QUESTIONS[0], passages=21)
+        assert raised.value.field == "passages"
+
+
+def test_a_reply_counts_what_is_sent(reading_bundle: Bundle, small_index: Path) -> None:
+    with (
+        server(reading_bundle.path, small_index, max_reply_bytes="4000") as process,
+        Client(process.address, timeout_s=30.0) as client,
+    ):
+        found = client.answer(QUESTIONS[0], passages=30, view="id")
+        assert len(found.hits) == 30
+        assert found.spans
+        with pytest.raises(ReplyTooLargeError, match=r"1 questions x 30 passages: .* less of each \(view\)"):
+            client.answer(QUESTIONS[0], passages=30)
+        words = [("", letter * 3000) for letter in "abc"]
+        assert len(client.read("who?", words, spans=1).spans) == 1
+        with pytest.raises(ReplyTooLargeError, match="Ask for fewer spans"):
+            client.read("who?", words, spans=3)
 
 
 def test_an_unknown_rule_or_view_is_refused_by_the_server(reading_server: ServerProcess) -> None:

@@ -46,8 +46,13 @@ class Answers:
         self._dispatcher = dispatcher
         self.texts = Texts(application.questions, application.passages)
 
-    async def search(self, request: pb.SearchRequest, deadline_s: float, source: int = 0) -> pb.SearchResponse:
-        """Answers questions, or searches with ready embeddings."""
+    async def search(
+        self, request: pb.SearchRequest, deadline_s: float, source: int = 0, sent_view: int | None = None
+    ) -> pb.SearchResponse:
+        """Answers questions, or searches with ready embeddings.
+
+        `sent_view` is the view that must fit into a reply, where the caller sends less of each passage than it needs.
+        """
         app, backend = self._app, self._backend()
         app.check_bundle(request.expected_bundle)
         corpus = backend.named_corpus(request.corpus)
@@ -66,8 +71,9 @@ class Answers:
             truncated, front = [], StageMs()
         started_s = time.monotonic()
         rows = np.concatenate([outcome.rows for outcome in outcomes if outcome.rows is not None])
-        advice = f"{len(outcomes)} questions x k {k}: ask for fewer of either, or for less of each passage (view)"
-        convert.check_reply_bytes(convert.passages_bytes(corpus.passages, rows, request.view), app.settings, advice)
+        advice = f"{len(outcomes)} questions x {k} passages: ask for fewer of either, or for less of each (view)"
+        size = convert.passages_bytes(corpus.passages, rows, request.view if sent_view is None else sent_view)
+        convert.check_reply_bytes(size, app.settings, advice)
         results = await _off_loop(len(rows), convert.hit_lists, outcomes, corpus.passages, request.view)
         front = StageMs(front.tokenize_ms, (time.monotonic() - started_s) * 1e3)
         return pb.SearchResponse(

@@ -42,12 +42,13 @@ class Reading:
         rule = _checked_rule(request.rule)
         convert.check_view(request.view)
         convert.check_question(request.question, self._app.settings, "question")
-        wanted = _checked_count(request.passages, DEFAULT_PASSAGES, self._app.settings.max_items, "passages")
+        limits = self._app.settings
+        wanted = _checked_count(request.passages, DEFAULT_PASSAGES, min(limits.max_items, limits.max_k), "passages")
         check_wait(self._backend(), "readings", deadline_s)
         search = pb.SearchRequest(
             questions=[request.question], k=wanted, corpus=request.corpus, expected_bundle=request.expected_bundle
         )
-        found = await self._answers.search(search, deadline_s)
+        found = await self._answers.search(search, deadline_s, sent_view=request.view)
         hits = found.results[0].hits
         passages = [(hit.passage.title, hit.passage.text) for hit in hits]
         spans, served = await self._read(request.question, passages, rule, request.spans, deadline_s)
@@ -57,7 +58,9 @@ class Reading:
             if convert.STRINGS[request.view] < 2:
                 hit.passage.title = ""
         found.served.timings.CopyFrom(_larger(found.served.timings, served.timings))
-        return pb.AnswerResponse(spans=spans, hits=hits, served=found.served, truncated=bool(found.truncated))
+        reply = pb.AnswerResponse(spans=spans, hits=hits, served=found.served, truncated=bool(found.truncated))
+        convert.check_reply_bytes(reply.ByteSize(), limits, "Ask for fewer spans, or for less of each passage (view)")
+        return reply
 
     async def read(self, request: pb.ReadRequest, deadline_s: float) -> pb.ReadResponse:
         """Reads the passages of the request."""
@@ -69,7 +72,9 @@ class Reading:
         passages = convert.checked_passages(request.passages, limits)
         check_wait(self._backend(), "readings", deadline_s)
         spans, served = await self._read(request.question, passages, rule, request.spans, deadline_s)
-        return pb.ReadResponse(spans=spans, served=served)
+        reply = pb.ReadResponse(spans=spans, served=served)
+        convert.check_reply_bytes(reply.ByteSize(), limits, "Ask for fewer spans")
+        return reply
 
     async def _read(
         self, question: str, passages: Sequence[tuple[str, str]], rule: SpanRule, spans: int, deadline_s: float

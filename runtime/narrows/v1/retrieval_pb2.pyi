@@ -846,7 +846,9 @@ class AnswerRequest(google.protobuf.message.Message):
     question: builtins.str
     """The question."""
     passages: builtins.int
-    """Passages to find and to read; 0 means 50. Fewer are read when the index holds fewer."""
+    """Passages to find and to read, at most max_items and max_k of Limits; 0 means 50, or the limit where it is less.
+    Fewer are read when the index holds fewer.
+    """
     spans: builtins.int
     """Spans wanted; 0 means 5."""
     rule: Global___SpanRule.ValueType
