@@ -101,6 +101,23 @@ def test_the_command_says_how_often_the_best_answer_is_right(
     assert [line.split()[0] for line in shown.splitlines()[2:]] == ["passages", "1", "3"]
 
 
+def test_no_row_is_of_more_passages_than_the_longest_ranking_has(
+    reading_bundle: Bundle, rankings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = json.loads(rankings.read_text("utf-8"))
+    for item in items[1:]:
+        del item["ctxs"][7:]
+    file, out = tmp_path / "uneven.json", tmp_path / "answers.json"
+    file.write_text(json.dumps(items), "utf-8")
+    command = ["eval", "reader", "--bundle", str(reading_bundle.path), "--rankings", str(file), "--threads", "1"]
+    assert main([*command, "--json", "--out", str(out)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passages"] == 50
+    assert [(row["passages"], row["questions"]) for row in found["scores"]] == [(1, 3), (5, 3), (10, 3), (12, 3)]
+    written = json.loads(out.read_text("utf-8"))
+    assert [[judged["passages"] for judged in item["found"]] for item in written] == [[1, 5, 10, 12]] * 3
+
+
 def test_a_bundle_without_a_reader(small_bundle: Bundle, rankings: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "reader", "--bundle", str(small_bundle.path), "--rankings", str(rankings)]) == 1
     assert "has no reader; export it with --reader" in capsys.readouterr().err

@@ -94,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
             "rankings_sha256": durable.sha256_file(options.rankings),
             "questions_in_file": count,
             "rule": options.rule,
+            "passages": options.passages,
             "seed": options.seed if options.limit else None,
         }
         print(json.dumps({**asked, "scores": [asdict(row) for row in scores]}))

@@ -86,11 +86,15 @@ def cutoffs(passages: int) -> tuple[int, ...]:
 def judge(
     reader: Reader, rankings: Sequence[Ranked], passages: int, rule: SpanRule, advance: Callable[[int], object]
 ) -> Iterator[list[Judged]]:
-    """Reads the first `passages` of each question once; yields what each of `cutoffs` of them would have answered."""
+    """Reads the first `passages` of each question once; yields what each of `cutoffs` of them would have answered.
+
+    The last of `cutoffs` is what the longest ranking has, where that is less.
+    """
+    table = cutoffs(min(passages, max(len(ranked.ctxs) for ranked in rankings)))
     for ranked in rankings:
         read = [(passage.title, passage.text) for passage in ranked.ctxs[:passages]]
         answers = reader.read(ranked.question, read, rule, count=len(read) * rule.per_passage)
-        yield [_judged(ranked, answers, cutoff) for cutoff in cutoffs(passages)]
+        yield [_judged(ranked, answers, cutoff) for cutoff in table]
         advance(1)
 
 
