@@ -61,7 +61,10 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the server's time went, in milliseconds; texts in the encoder's batch, and tokens each was padded to."""
+    """Where the server's time went, in milliseconds; texts in the encoder's batch, and tokens each was padded to.
+
+    `read_ms` is what reading took from beginning to end; where passages were searched for, all else is the search's.
+    """
 
     tokenize_ms: float
     queue_ms: float
@@ -70,6 +73,7 @@ class Timings:
     fetch_ms: float
     batch_size: int
     batch_tokens: int
+    read_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +278,7 @@ def served_of(served: pb.Served) -> Served:
     """What produced an answer."""
     t = served.timings
     stages_ms = (t.tokenize_ms, t.queue_ms, t.encode_ms, t.search_ms, t.fetch_ms)
-    timings = Timings(*stages_ms, t.batch_size, t.batch_tokens)
+    timings = Timings(*stages_ms, t.batch_size, t.batch_tokens, t.read_ms)
     return Served(served.bundle, served.index, served.generation, served.variant, served.passage_variant, timings)
 
 

@@ -23,6 +23,7 @@ from narrows import (
 )
 from narrows.answers import Answer
 from narrows.bundle import Bundle
+from narrows.messages import Timings
 from narrows.reader import Reader
 from narrows.spans import RULES
 from narrows.v1 import retrieval_pb2 as pb
@@ -90,6 +91,21 @@ def test_a_view_leaves_texts_out(asking: Client) -> None:
     titles = asking.answer(QUESTIONS[0], passages=3, view="title")
     assert all(hit.title and not hit.text for hit in titles.hits)
     assert found.spans == titles.spans
+
+
+def test_the_timings_tell_reading_from_searching(asking: Client) -> None:
+    def of(answers: Answers) -> Timings:
+        return answers.served.timings
+
+    read = of(asking.read(QUESTIONS[0], PASSAGES))
+    assert read.read_ms > read.tokenize_ms + read.encode_ms > read.encode_ms > 0
+    assert read.search_ms == read.fetch_ms == 0
+    answered = of(asking.answer(QUESTIONS[0], passages=30))
+    assert answered.read_ms > 0
+    assert answered.search_ms > 0
+    assert answered.fetch_ms > 0
+    assert 0 < answered.batch_tokens < 64  # of the question, not of the passages
+    assert asking.search([QUESTIONS[0]])[0].served.timings.read_ms == 0
 
 
 def test_many_tasks_at_a_time(reading_server: ServerProcess, offline: Reader) -> None:

@@ -36,6 +36,7 @@ class StageMs:
 
     tokenize_ms: float = 0.0
     fetch_ms: float = 0.0
+    read_ms: float = 0.0
 
 
 def check_count(count: int, limit: int, field: str, what: str) -> None:
@@ -169,6 +170,7 @@ def timings_message(outcomes: Iterable[Outcome], front: StageMs) -> pb.Timings:
         fetch_ms=front.fetch_ms,
         batch_size=max((timing.batch_size for timing in timings), default=0),
         batch_tokens=max((timing.batch_tokens for timing in timings), default=0),
+        read_ms=front.read_ms,
     )
 
 

@@ -57,7 +57,7 @@ class Reading:
                 hit.passage.text = ""
             if convert.STRINGS[request.view] < 2:
                 hit.passage.title = ""
-        found.served.timings.CopyFrom(_larger(found.served.timings, served.timings))
+        found.served.timings.read_ms = served.timings.read_ms
         reply = pb.AnswerResponse(spans=spans, hits=hits, served=found.served, truncated=bool(found.truncated))
         convert.check_reply_bytes(reply.ByteSize(), limits, "Ask for fewer spans, or for less of each passage (view)")
         return reply
@@ -83,14 +83,16 @@ class Reading:
         backend = self._backend()
         started_s = time.monotonic()
         readings = await self._answers.texts.readings(tokenizer, question, passages)
-        front = StageMs(tokenize_ms=(time.monotonic() - started_s) * 1e3)
+        tokenized_s = time.monotonic()
         outcomes: list[Outcome] = []
         if readings:
             ids = [reading.ids for reading in readings]
             outcomes = await self._dispatcher.embed(backend.engine, "readings", ids, deadline_s)
         logits = [outcome.embedding for outcome in outcomes if outcome.embedding is not None]
         found = await asyncio.to_thread(finder.find, readings, logits, rule, spans or DEFAULT_SPANS)
-        return [_span_message(answer) for answer in found], self._answers.served(backend, outcomes, front)
+        messages = [_span_message(answer) for answer in found]
+        front = StageMs((tokenized_s - started_s) * 1e3, read_ms=(time.monotonic() - started_s) * 1e3)
+        return messages, self._answers.served(backend, outcomes, front)
 
     def _reader(self) -> tuple[TowerTokenizer, AnswerFinder]:
         if self._app.reader is None or self._finder is None:
@@ -120,9 +122,3 @@ def _span_message(answer: Answer) -> pb.Span:
         span_score=answer.span_score,
         relevance_score=answer.relevance_score,
     )
-
-
-def _larger(one: pb.Timings, other: pb.Timings) -> pb.Timings:
-    """The larger of each."""
-    names = [field.name for field in pb.Timings.DESCRIPTOR.fields]
-    return pb.Timings(**{name: max(getattr(one, name), getattr(other, name)) for name in names})

@@ -263,6 +263,7 @@ class Timings(google.protobuf.message.Message):
     FETCH_MS_FIELD_NUMBER: builtins.int
     BATCH_SIZE_FIELD_NUMBER: builtins.int
     BATCH_TOKENS_FIELD_NUMBER: builtins.int
+    READ_MS_FIELD_NUMBER: builtins.int
     tokenize_ms: builtins.float
     """Text to token ids."""
     queue_ms: builtins.float
@@ -277,6 +278,10 @@ class Timings(google.protobuf.message.Message):
     """Texts that shared the encoder's batch."""
     batch_tokens: builtins.int
     """Tokens that each text was padded to in it, by packed variants only in attention; 0 when nothing was encoded."""
+    read_ms: builtins.float
+    """Reading the passages for an answer, from beginning to end: tokenizing them, waiting for the reader, its batches,
+    finding the words. 0 where nothing was read.
+    """
     def __init__(
         self,
         *,
@@ -287,8 +292,9 @@ class Timings(google.protobuf.message.Message):
         fetch_ms: builtins.float = ...,
         batch_size: builtins.int = ...,
         batch_tokens: builtins.int = ...,
+        read_ms: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "encode_ms", b"encode_ms", "fetch_ms", b"fetch_ms", "queue_ms", b"queue_ms", "search_ms", b"search_ms", "tokenize_ms", b"tokenize_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "batch_tokens", b"batch_tokens", "encode_ms", b"encode_ms", "fetch_ms", b"fetch_ms", "queue_ms", b"queue_ms", "read_ms", b"read_ms", "search_ms", b"search_ms", "tokenize_ms", b"tokenize_ms"]) -> None: ...
 
 Global___Timings: typing_extensions.TypeAlias = Timings
 
@@ -896,7 +902,7 @@ class AnswerResponse(google.protobuf.message.Message):
 
     @property
     def served(self) -> Global___Served:
-        """What produced the answer. The timings are of search and reading together: each stage the larger of both."""
+        """What produced the answer. Of the timings read_ms is the reading's; all others are the search's."""
 
     def __init__(
         self,
@@ -961,7 +967,7 @@ class ReadResponse(google.protobuf.message.Message):
 
     @property
     def served(self) -> Global___Served:
-        """What produced the answer."""
+        """What produced the answer. In the timings tokenize_ms, queue_ms and encode_ms lie within read_ms."""
 
     def __init__(
         self,
