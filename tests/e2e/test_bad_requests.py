@@ -182,12 +182,16 @@ def test_a_malformed_message_harms_nobody(running: ServerProcess, client: Client
     assert len(client.search(["rivers"], k=1)[0]) == 1
 
 
-def test_the_limits_said_are_those_of_the_settings(small_bundle: Bundle) -> None:
+def test_the_limits_said_are_those_of_the_settings(small_bundle: Bundle, small_index: Path) -> None:
     with (
-        server(small_bundle.path, None, max_queued_questions="70", max_queued_passages="80", max_k="9") as limited,
+        server(
+            small_bundle.path, small_index, max_queued_questions="70", max_queued_passages="80", max_k="9"
+        ) as limited,
         grpc.insecure_channel(limited.address) as channel,
     ):
         stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
         limits = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=30).limits
+        found = stub.Search(pb.SearchRequest(questions=["who?"]), timeout=30)
     assert (limits.max_queued_questions, limits.max_queued_passages, limits.max_k) == (70, 80, 9)
+    assert len(found.results[0].hits) == 9, "the default of 10 is over the limit"
     assert (limits.max_items, limits.max_ids, limits.max_stream_in_flight) == (64, 1000, 64)

@@ -71,10 +71,10 @@ def checked_passages(passages: Sequence[pb.Passage], limits: ServerSettings) -> 
 
 
 def checked_k(k: int, limits: ServerSettings) -> int:
-    """The number of passages wanted; 0 means 10."""
+    """The number of passages wanted; 0 means 10, or the limit where it is less."""
     if k > limits.max_k:
         raise InvalidRequestError(f"{k} is over the limit of {limits.max_k}", "k")
-    return k or DEFAULT_K
+    return k or min(DEFAULT_K, limits.max_k)
 
 
 def checked_vectors(tensor: pb.Tensor, dim: int, max_norm: float) -> npt.NDArray[np.float32]:

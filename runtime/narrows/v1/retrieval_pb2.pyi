@@ -353,7 +353,9 @@ class SearchRequest(google.protobuf.message.Message):
     EXPECTED_BUNDLE_FIELD_NUMBER: builtins.int
     ON_TOO_LONG_FIELD_NUMBER: builtins.int
     k: builtins.int
-    """Passages wanted for each question; 0 means 10. Fewer come back when the index holds fewer."""
+    """Passages wanted for each question; 0 means 10, or max_k of Limits where it is less. Fewer come back when the
+    index holds fewer.
+    """
     view: Global___PassageView.ValueType
     """How much of each passage to return."""
     corpus: builtins.str
