@@ -49,7 +49,7 @@ PRESETS = {
         Preset("flat", "Flat", "fp32", 1, "exact; the default, best up to some 200,000 passages"),
         Preset("flat-fp16", "SQfp16", "fp16", 1, "exact over vectors in half precision: half the memory"),
         Preset("sq8", "SQ8", "none", 1, "all vectors scanned, a byte a dimension: a quarter of flat's memory"),
-        Preset("hnsw", f"HNSW{LINKS},Flat", "none", 1, "a graph: fastest where there is more memory than flat takes"),
+        Preset("hnsw", f"HNSW{LINKS},Flat", "none", 1, "a graph: fast at high recall, with more memory than flat"),
         Preset(
             "hnsw-l2", f"HNSW{LINKS},Flat", "none", 1,
             "a graph of Euclidean distances, as DPR builds it: slower than hnsw for the same recall, for comparison",
@@ -210,7 +210,7 @@ def memory_bytes(preset: Preset, count: int, dim: int) -> int:
 def within(budget_bytes: int, count: int, dim: int) -> tuple[Preset, Sequence[str]]:
     """The first preset, in the order of preference for so many vectors, that fits; and why, a line for each.
 
-    Few vectors are scanned exactly; of many, a graph is fastest, and lists are smaller.
+    Few vectors are scanned exactly; of many, a graph finds the most in a given time, and lists are smaller.
 
     Raises:
         IndexFileError: none fits.
