@@ -25,6 +25,7 @@ from narrows.index.progress import Progress
 from narrows.index.target import Target
 from narrows.process import available_cores
 from narrows_tools.cli.index_progress import Bars
+from narrows_tools.cli.index_vectors import described_search
 from narrows_tools.evaluation import retrieval
 from narrows_tools.evaluation.metrics import Accuracies
 from narrows_tools.evaluation.questions import Question, read_set, sample
@@ -141,9 +142,7 @@ def _lines(
             target = Target(index, index.stem, threads, wanted=Wanted(preset))
             merge_indexes(bundle, [flat], target, Progress())
         plan = store.read_manifest(index)[1].plan
-        parameters = f", {plan.search.parameters}" if plan.search.parameters else ""
-        parameters += f", {plan.search.refine:g} k candidates" if plan.search.refine != 1 else ""
-        yield Line(f"fp32, {preset}{parameters}", _evaluated(path, index, REFERENCE_VARIANT, chosen, asked))
+        yield Line(f"fp32, {preset}{described_search(plan)}", _evaluated(path, index, REFERENCE_VARIANT, chosen, asked))
 
 
 def _evaluated(bundle: Path, index: Path, variant: str, chosen: Sequence[Question], asked: Asked) -> EvaluationResult:

@@ -20,6 +20,7 @@ from narrows.tokenizer import TokenizedText
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.work import Lane, Outcome
 
+DEFAULT_K = 10
 # Up to so many passages are looked up on the event loop: handing them to a thread would take longer.
 INLINE_PASSAGES = 200
 # What GetServerInfo lists; the first need an index.
@@ -57,7 +58,7 @@ class Answers:
         app.check_bundle(request.expected_bundle)
         corpus = backend.named_corpus(request.corpus)
         check_wait(backend, "questions", deadline_s, source)
-        k = convert.checked_k(request.k, app.settings)
+        k = convert.checked_count(request.k, DEFAULT_K, app.settings.max_k, "k")
         convert.check_view(request.view)
         if bool(request.questions) == request.HasField("question_embeddings"):
             raise InvalidRequestError("give exactly one of questions and question_embeddings", "questions")

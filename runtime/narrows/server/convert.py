@@ -13,7 +13,6 @@ from narrows.tokenizer import TokenizedText
 from narrows.v1 import retrieval_pb2 as pb
 from narrows.work import Outcome
 
-DEFAULT_K = 10
 DTYPES: dict[int, np.dtype[np.generic]] = {
     pb.DATA_TYPE_UNSPECIFIED: np.dtype("<f4"),
     pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
@@ -70,11 +69,11 @@ def checked_passages(passages: Sequence[pb.Passage], limits: ServerSettings) -> 
     return [(passage.title, passage.text) for passage in passages]
 
 
-def checked_k(k: int, limits: ServerSettings) -> int:
-    """The number of passages wanted; 0 means 10, or the limit where it is less."""
-    if k > limits.max_k:
-        raise InvalidRequestError(f"{k} is over the limit of {limits.max_k}", "k")
-    return k or min(DEFAULT_K, limits.max_k)
+def checked_count(count: int, default: int, limit: int, field: str) -> int:
+    """How many are wanted; 0 means the default, or the limit where it is less."""
+    if count > limit:
+        raise InvalidRequestError(f"{count} is over the limit of {limit}", field)
+    return count or min(default, limit)
 
 
 def checked_vectors(tensor: pb.Tensor, dim: int, max_norm: float) -> npt.NDArray[np.float32]:

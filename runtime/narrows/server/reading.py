@@ -43,7 +43,8 @@ class Reading:
         convert.check_view(request.view)
         convert.check_question(request.question, self._app.settings, "question")
         limits = self._app.settings
-        wanted = _checked_count(request.passages, DEFAULT_PASSAGES, min(limits.max_items, limits.max_k), "passages")
+        most = min(limits.max_items, limits.max_k)
+        wanted = convert.checked_count(request.passages, DEFAULT_PASSAGES, most, "passages")
         check_wait(self._backend(), "readings", deadline_s)
         search = pb.SearchRequest(
             questions=[request.question], k=wanted, corpus=request.corpus, expected_bundle=request.expected_bundle
@@ -105,12 +106,6 @@ def _checked_rule(rule: int) -> SpanRule:
     if rule not in SPAN_RULES:
         raise InvalidRequestError(f"{rule} is not a value of SpanRule", "rule")
     return SPAN_RULES[rule]
-
-
-def _checked_count(count: int, default: int, limit: int, field: str) -> int:
-    if count > limit:
-        raise InvalidRequestError(f"{count} is over the limit of {limit}", field)
-    return count or min(default, limit)
 
 
 def _span_message(answer: Answer) -> pb.Span:

@@ -141,9 +141,13 @@ def _questions(file: Path) -> list[str]:
 def described(plan: "Plan", dim: int) -> str:
     """How vectors are held and searched, in a line."""
     stored = "" if plan.is_exact or plan.store == "none" else f", scored again with {plan.store} vectors"
-    search = [plan.search.parameters] if plan.search.parameters else []
-    search += [f"{plan.search.refine:g} k candidates"] if plan.search.refine != 1 else []
-    return f"{dim} dimensions, {plan.preset} ({plan.factory}{stored})" + (f", {', '.join(search)}" if search else "")
+    return f"{dim} dimensions, {plan.preset} ({plan.factory}{stored}){described_search(plan)}"
+
+
+def described_search(plan: "Plan") -> str:
+    """How hard is searched, as the end of a line; empty where there is no choice."""
+    candidates = f"{plan.search.refine:g} k candidates" if plan.search.refine != 1 else ""
+    return "".join(f", {setting}" for setting in (plan.search.parameters, candidates) if setting)
 
 
 def described_recall(recall: "Recall | None") -> str:
