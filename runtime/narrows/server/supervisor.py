@@ -124,9 +124,11 @@ class Supervisor:
         for child in self._children:
             child.kill()
 
-    def close(self) -> None:
-        """Gives back what it holds; its processes have ended."""
+    async def close(self) -> None:
+        """Ends what still runs, and gives back what it holds."""
+        self.kill()
         for child in self._children:
+            await child.process.wait()  # a loop that ends before a child that it watches complains of it
             child.control.wire.close()
 
     async def _keep(
@@ -283,8 +285,9 @@ async def _supervise(supervisor: Supervisor, listen: str, ready: Callable[[str],
     except* Exception as failures:
         raise failures.exceptions[0] from None
     finally:
-        supervisor.kill()
-        supervisor.close()
+        running.cancel()  # or it would start again what is ended now
+        await asyncio.wait([running])
+        await supervisor.close()
 
 
 def _end_at_once(supervisor: Supervisor, number: int) -> None:
