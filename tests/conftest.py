@@ -10,7 +10,7 @@ from checkpoints import Pair, english_vocabulary, write_dpr, write_reader
 
 from narrows.bundle import Bundle, open_bundle
 from narrows_export import corpus
-from narrows_export.export import ExportRequest, export_bundle
+from narrows_export.export import ExportRequest, ReaderRequest, export_bundle
 from narrows_export.recipes import extend_bundle
 
 SHARED = Path(__file__).parents[2] / "shared"  # real data and towers beside a developer's checkout; tests skip without
@@ -62,7 +62,8 @@ def reading_bundle(tmp_path_factory: pytest.TempPathFactory, small_pair: Pair, r
     """The bundle of `small_pair` and a reader."""
     out = tmp_path_factory.mktemp("bundles") / "reading.bundle"
     question, context = str(small_pair.question), str(small_pair.context)
-    request = ExportRequest(question, context, out, "reading", allow_unpaired=True, reader=str(reader_checkpoint))
+    reader = ReaderRequest(str(reader_checkpoint))
+    request = ExportRequest(question, context, out, "reading", allow_unpaired=True, reader=reader)
     export_bundle(request, step=lambda what: None)
     return open_bundle(out)
 

@@ -35,8 +35,17 @@ Step = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
+class ReaderRequest:
+    """A reader to export as well; no tokens given: the checkpoint's own choice, or DPR's 350."""
+
+    source: str
+    segments: SegmentIds = "zero"
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What to export. None means the checkpoint's own choice: mostly 256 tokens, 350 of a reader, and preset `hf`."""
+    """What to export. None means the checkpoint's own choice: mostly 256 tokens and preset `hf`."""
 
     question_encoder: str
     context_encoder: str
@@ -47,9 +56,7 @@ class ExportRequest:
     text_preset: TextPreset | None = None
     allow_unpaired: bool = False
     variants: tuple[str, ...] = ()  # of the encoders, besides fp32, which is always made
-    reader: str | None = None
-    reader_segments: SegmentIds = "zero"
-    reader_max_tokens: int | None = None
+    reader: ReaderRequest | None = None
     tokenizer: str | None = None  # of DPR's own files; None: the one that each says it began with
 
 
@@ -92,19 +99,15 @@ def export_bundle(request: ExportRequest, step: Step) -> ExportReport:
     Raises:
         CheckpointError: a checkpoint cannot be used.
         ExportError: the output exists, a fusion is missing, parity fails, the towers' dimensions differ, a variant is
-            unknown or too far from fp32, something is chosen for no reader, or a tokenizer for no file of DPR's own.
+            unknown or too far from fp32, or a tokenizer is chosen for no file of DPR's own.
         UnpairedTowersError: the pair check fails and `allow_unpaired` is not set.
     """
     if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
         raise ExportError(f"{request.out} exists already: delete it, or choose another --out")
     recipes.check_names(request.variants)
-    if request.reader_segments != "zero" and not request.reader:
-        raise ExportError(f"--reader-segments {request.reader_segments} is for a reader: give one as --reader")
-    if request.reader_max_tokens is not None and not request.reader:
-        raise ExportError(f"--reader-max-tokens {request.reader_max_tokens} is for a reader: give one as --reader")
     roles: dict[Role, str] = {"question_encoder": request.question_encoder, "context_encoder": request.context_encoder}
     if request.reader:
-        roles["reader"] = request.reader
+        roles["reader"] = request.reader.source
     if request.tokenizer and not any(_is_file(src) for src in roles.values()):
         raise ExportError(
             f"--tokenizer {request.tokenizer} is for DPR's own .cp files, and no source is a file here: a Hugging Face "
@@ -173,7 +176,8 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
     label = out.name.replace("_", " ")
     step(f"{label}: reading weights")
     out.mkdir()
-    tower = checkpoint.load(files, role, request.reader_max_tokens if role == "reader" else request.max_tokens)
+    reader = request.reader if role == "reader" else None
+    tower = checkpoint.load(files, role, reader.max_tokens if reader else request.max_tokens)
     settings, vocab = vocabulary.read(files, request.text_preset or files.text_preset(role))
     if len(vocab) > tower.model.config.vocab_size:
         raise ExportError(
@@ -182,7 +186,7 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
     rust_tokenizer = build_tokenizer(settings, vocab)
     rust_tokenizer.save(str(out / "tokenizer.json"))
     tokenizer = TowerTokenizer(rust_tokenizer, settings, tower.max_tokens)
-    if role == "reader" and request.reader_segments == "pair":
+    if reader and reader.segments == "pair":
         tower = replace(tower, separator=tokenizer.sep_id)
 
     step(f"{label}: exporting and optimizing the graph")
@@ -235,7 +239,7 @@ def _export_tower(files: CheckpointFiles, role: Role, out: Path, request: Export
         ),
         variants={REFERENCE_VARIANT: variant},
     )
-    for name in request.variants if role != "reader" else ():
+    for name in () if reader else request.variants:
         step(f"{label}: making and checking {name}")
         made = recipes.add_variant(out, manifest, name, Making(out.name, tokenizer, available_cores()))
         manifest = replace(manifest, variants={**manifest.variants, name: made})

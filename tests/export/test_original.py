@@ -26,7 +26,7 @@ from narrows.spans import RULES
 from narrows.tokenizer import load_tokenizer
 from narrows.towers import load_towers
 from narrows_export import corpus, original, source, vocabulary
-from narrows_export.export import ExportRequest, export_bundle
+from narrows_export.export import ExportRequest, ReaderRequest, export_bundle
 from narrows_tools.cli.main import main
 
 OMEGACONF = Path(__file__).parents[1] / "data" / "original" / "omegaconf-2.0.6.cp"
@@ -121,7 +121,7 @@ def test_a_projection_comes_along(tmp_path: Path, vocabulary: list[str]) -> None
 
 def test_a_reader(tmp_path: Path, small_pair: Pair, reader_checkpoint: Path, reading_bundle: Bundle) -> None:
     file = write_cp(tmp_path / "reader.cp", original_names(reader_checkpoint))
-    options = {"reader": str(file), "tokenizer": str(reader_checkpoint)}
+    options = {"reader": ReaderRequest(str(file)), "tokenizer": str(reader_checkpoint)}
     bundle = export(tmp_path / "b", small_pair.question, small_pair.context, **options)
     assert bundle.tower("reader").tower_id == reading_bundle.tower("reader").tower_id
     passages = [(passage.title, passage.text) for passage in corpus.passages("en")[:8]]
@@ -408,7 +408,7 @@ def test_the_wrong_kind_of_file_is_named(
         export(tmp_path / "b", question, question, tokenizer=str(tokenizer))
     pair = (small_pair.question, small_pair.context)
     with pytest.raises(CheckpointError, match="given as the reader, but it holds question encoder"):
-        export(tmp_path / "b", *pair, reader=str(question), tokenizer=str(tokenizer))
+        export(tmp_path / "b", *pair, reader=ReaderRequest(str(question)), tokenizer=str(tokenizer))
 
 
 def test_another_kind_of_encoder(tmp_path: Path, small_pair: Pair, tokenizer: Path) -> None:

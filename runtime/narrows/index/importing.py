@@ -88,7 +88,11 @@ def import_index(
         else:
             journal = _store(tower.manifest.dim, request, found, inputs, target, progress)
         progress.step("encoding a sample again")
-        agreement = _agreement(tower, target.out, journal, request, target.threads)
+        try:
+            agreement = _agreement(tower, target.out / BUILD, journal, request, target.threads)
+        except MismatchError:
+            unfinished.clear(target.out)  # going on with it would find the same
+            raise
         source = f"{request.passages.name}, vectors of {found.files[0].name}" + ", ..." * (len(found.files) > 1)
         origin = Origin(bundle.manifest.name, source, passages_sha256)
         generation, manifest = sealing.seal(bundle, journal, origin, target, progress)
@@ -198,14 +202,14 @@ def _runs(rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     yield from pairwise(edges)
 
 
-def _agreement(tower: Tower, out: Path, journal: Journal, request: ImportRequest, threads: int) -> Agreement:
+def _agreement(tower: Tower, stored: Path, journal: Journal, request: ImportRequest, threads: int) -> Agreement:
     """Encodes the sample again.
 
     Raises:
-        MismatchError: a passage of it has another vector; what was imported is thrown away.
+        MismatchError: a passage of it has another vector.
     """
-    passages = Passages(out / BUILD)
-    vectors = VectorFile(out / BUILD / VECTORS, journal.dim, journal.count)
+    passages = Passages(stored)
+    vectors = VectorFile(stored / VECTORS, journal.dim, journal.count)
     rows = np.sort(np.random.default_rng(request.seed).permutation(len(passages))[: request.sample])
     again = embed(tower, chunks.tokenize(passages, tower, rows), threads).astype(np.float64)
     imported = vectors.rows(rows).astype(np.float64)
@@ -215,7 +219,6 @@ def _agreement(tower: Tower, out: Path, journal: Journal, request: ImportRequest
     wrong = np.flatnonzero((cosines < LEAST_COSINE) | (differences > MOST_NORM_DIFFERENCE))
     if len(wrong):
         ids = ", ".join(repr(passage.id) for passage in passages.get(rows[wrong[:NAMED]], with_text=False))
-        unfinished.clear(out)
         raise MismatchError(
             f"{len(wrong)} of {len(rows)} passages, encoded again, have another vector than the one to import (the "
             f"first: {ids}; lowest cosine {cosines.min():.4f}, lengths off by up to {differences.max():.1%}): the "

@@ -10,6 +10,8 @@ from narrows_tools.cli.arguments import TEXT_PRESETS, add_gate_arguments, add_in
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from narrows.bundle import SegmentIds
+    from narrows_export.export import ReaderRequest
     from narrows_export.gate_data import GateData
     from narrows_export.report import Int8Request
 
@@ -52,7 +54,6 @@ DPR's published weights are licensed CC-BY-NC-4.0: not for commercial use.""",
     command.add_argument(
         "--reader-segments",
         choices=("zero", "pair"),
-        default="zero",
         help="the segment ids that the reader was trained with; a checkpoint does not say. zero: all 0, as "
         "transformers has them, and as the published readers were trained. pair: 0 for the question and 1 for title "
         "and text, as DPR's own code trains readers since 2021 (default: zero)",
@@ -124,15 +125,28 @@ def run(options: argparse.Namespace) -> int:
         text_preset=options.text_preset,
         allow_unpaired=options.allow_unpaired,
         variants=tuple(name for name in other_variants(options.variants) if name != "int8"),
-        reader=options.reader,
-        reader_segments=options.reader_segments,
-        reader_max_tokens=options.reader_max_tokens,
+        reader=reader_request(options.reader, options.reader_segments, options.reader_max_tokens),
         tokenizer=options.tokenizer,
     )
     int8 = options.int8 or ("default" if "int8" in other_variants(options.variants) else None)
     # Files are read first, so that a bad one is found before minutes of export.
     data = gate_data_of(options)
     return report.run(request, data, int8_request(int8, options.calibration, data), options.json)
+
+
+def reader_request(source: str | None, segments: "SegmentIds | None", max_tokens: int | None) -> "ReaderRequest | None":
+    """The reader to export, if any.
+
+    Raises:
+        ExportError: something is chosen for a reader, and there is none.
+    """
+    from narrows_export.export import ReaderRequest
+
+    if source is None:
+        if segments or max_tokens is not None:
+            raise ExportError("--reader-segments and --reader-max-tokens are for a reader: give one as --reader")
+        return None
+    return ReaderRequest(source, segments or "zero", max_tokens)
 
 
 def gate_data_of(options: argparse.Namespace) -> "GateData | None":
