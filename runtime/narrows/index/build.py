@@ -20,7 +20,8 @@ from narrows.device import CPU, Device
 from narrows.index import chunks, sealing, unfinished
 from narrows.index.progress import Progress
 from narrows.index.sealing import Origin
-from narrows.index.storing import Shard, fingerprint, store_passages
+from narrows.index.shard import Shard
+from narrows.index.storing import fingerprint, store_passages
 from narrows.index.target import BuildReport, Target, check, held, report
 from narrows.index.unfinished import BUILD, Appender, Inputs, Journal
 from narrows.passages import Passages
@@ -68,7 +69,13 @@ def build_index(bundle: Bundle, request: BuildRequest, target: Target, progress:
         sealing.check_plan(target, journal.count, journal.dim, progress)
         journal, encode_s = _encode(target.out / BUILD, journal, tower, target.threads, progress)
         source = request.passages.name + (f" [{request.shard}]" if request.shard else "")
-        origin = Origin(bundle.manifest.name, source, inputs.source_sha256)
+        origin = Origin(
+            bundle=bundle.manifest.name,
+            source=source,
+            source_sha256=inputs.source_sha256,
+            model_sha256=inputs.model_sha256,
+            shard=request.shard,
+        )
         generation, manifest = sealing.seal(bundle, journal, origin, target, progress)
     return report(target, generation, manifest, resumed_at, encode_s)
 

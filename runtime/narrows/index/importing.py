@@ -19,6 +19,7 @@ import narrows
 from narrows.bundle import REFERENCE_VARIANT, Bundle
 from narrows.errors import EmbeddingFileError, MismatchError
 from narrows.index import chunks, embedding_files, sealing, unfinished
+from narrows.index.agreement import Agreement, compare
 from narrows.index.embedding_files import EmbeddingFiles
 from narrows.index.progress import Progress
 from narrows.index.sealing import Origin
@@ -31,9 +32,8 @@ from narrows.offline import embed
 from narrows.passages import Passages
 from narrows.towers import Tower, load_towers
 
-LEAST_COSINE = 0.999  # of each passage of the sample: half precision on a GPU keeps 0.9999, another text does not
-MOST_NORM_DIFFERENCE = 0.01  # relative: inner products are of lengths, too
 NAMED = 3  # ids named in an error
+NO_ROW = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,6 @@ class ImportRequest:
     skip_bad: bool = False
     sample: int = 200
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How the sample, encoded again, compares with what was imported."""
-
-    sample: int
-    lowest_cosine: float
-    mean_cosine: float
-    largest_norm_difference: float
 
 
 def import_index(
@@ -94,7 +84,7 @@ def import_index(
             unfinished.clear(target.out)  # going on with it would find the same
             raise
         source = f"{request.passages.name}, vectors of {found.files[0].name}" + ", ..." * (len(found.files) > 1)
-        origin = Origin(bundle.manifest.name, source, passages_sha256)
+        origin = Origin(bundle.manifest.name, source, passages_sha256, agreement=agreement)
         generation, manifest = sealing.seal(bundle, journal, origin, target, progress)
     return report(target, generation, manifest, journal.count, 0.0), agreement
 
@@ -123,7 +113,8 @@ def _store(
     try:
         count, skipped = store_passages(request.passages, directory, request.skip_bad, None, progress)
         sealing.check_plan(target, count, dim, progress)
-        max_norm = _write_vectors(directory / VECTORS, Passages(directory), dim, found, request, progress)
+        left_out = sum(rows.count for rows in skipped.values())
+        max_norm = _write_vectors(directory / VECTORS, Passages(directory), dim, found, request, left_out, progress)
         (directory / TRUNCATED).write_bytes(b"")  # the encoder that cut the texts was another program
         return unfinished.adopt(target.out, inputs, dim, Encoded(rows=count, max_norm=max_norm), skipped)
     except BaseException:
@@ -132,12 +123,21 @@ def _store(
 
 
 def _write_vectors(
-    file: Path, passages: Passages, dim: int, found: EmbeddingFiles, request: ImportRequest, progress: Progress
+    file: Path,
+    passages: Passages,
+    dim: int,
+    found: EmbeddingFiles,
+    request: ImportRequest,
+    left_out: int,
+    progress: Progress,
 ) -> float:
-    """Writes each vector at the row of its id; returns the longest's norm."""
+    """Writes each vector at the row of its id; returns the longest's norm.
+
+    So many rows of the passages were left out: as many vectors may be of no passage, or the second of one.
+    """
     start = header(dim, len(passages))
     seen = np.zeros(len(passages), dtype=bool)
-    max_norm, written = 0.0, 0
+    max_norm, written, spare = 0.0, 0, 0
     with file.open("wb") as out:
         out.write(start)
         for block in embedding_files.read(found, request.id_prefix):
@@ -146,14 +146,18 @@ def _write_vectors(
                     f"{found.files[0]} has vectors of {block.vectors.shape[1]} dimensions, the bundle's context "
                     f"encoder makes {dim}: give the bundle that made them"
                 )
-            rows = np.fromiter(_rows(block.ids, passages, request), dtype=np.int64, count=len(block.ids))
-            if seen[rows].any() or len(np.unique(rows)) < len(rows):
-                raise EmbeddingFileError(f"the id {_twice(block.ids, rows, seen)!r} has two vectors: give each once")
+            rows = np.fromiter(_rows(block.ids, passages), dtype=np.int64, count=len(block.ids))
+            wanted = _wanted(rows, seen)
+            spare += len(rows) - int(wanted.sum())
+            if spare > left_out:
+                raise _too_many(block.ids, rows, wanted, request)
+            rows, vectors = rows[wanted], block.vectors[wanted]
             seen[rows] = True
-            max_norm = max(max_norm, float(np.linalg.norm(block.vectors.astype(np.float64), axis=1).max()))
-            for first, last in _runs(rows):
+            if len(rows):
+                max_norm = max(max_norm, float(np.linalg.norm(vectors.astype(np.float64), axis=1).max()))
+            for first, last in _runs(rows) if len(rows) else ():
                 out.seek(len(start) + int(rows[first]) * dim * 4)
-                out.write(np.ascontiguousarray(block.vectors[first:last], dtype="<f4").data)
+                out.write(np.ascontiguousarray(vectors[first:last], dtype="<f4").data)
             written += len(rows)
             progress.importing(written, len(passages))
         out.flush()
@@ -168,31 +172,39 @@ def _write_vectors(
     return max_norm
 
 
-def _rows(ids: Sequence[str], passages: Passages, request: ImportRequest) -> Iterator[int]:
-    """The rows of ids; most often each is the one after the last."""
-    row: int | None = -1
+def _rows(ids: Sequence[str], passages: Passages) -> Iterator[int]:
+    """The rows of ids, each most often the one after the last; NO_ROW for an id that no passage has."""
+    row = NO_ROW
     for passage_id in ids:
-        guess = row + 1 if row is not None else 0
+        guess = row + 1
         if guess < len(passages) and passages.id_bytes(guess) == passage_id.encode():
             row = guess
         else:
-            row = passages.find(passage_id)
-            if row is None:
-                prefix = "" if request.id_prefix else "; where the ids have a prefix, give it: --id-prefix wiki:"
-                raise EmbeddingFileError(
-                    f"there is a vector of {passage_id!r}, and {request.passages} has no such id{prefix}"
-                )
+            found = passages.find(passage_id)
+            row = NO_ROW if found is None else found
         yield row
 
 
-def _twice(ids: Sequence[str], rows: npt.NDArray[np.int64], seen: npt.NDArray[np.bool_]) -> str:
-    """An id whose row was there before."""
-    before: set[int] = set()
-    for passage_id, row in zip(ids, rows.tolist(), strict=True):
-        if seen[row] or row in before:
-            return passage_id
-        before.add(row)
-    raise AssertionError("no row is there twice")
+def _wanted(rows: npt.NDArray[np.int64], seen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which of these are rows, and come for the first time."""
+    wanted = np.zeros(len(rows), dtype=bool)
+    wanted[np.unique(rows, return_index=True)[1]] = True
+    wanted &= (rows != NO_ROW) & ~seen[rows]
+    return wanted
+
+
+def _too_many(
+    ids: Sequence[str], rows: npt.NDArray[np.int64], wanted: npt.NDArray[np.bool_], request: ImportRequest
+) -> EmbeddingFileError:
+    """What is wrong with the last vector of some that have no place."""
+    last = int(np.flatnonzero(~wanted)[-1])
+    if rows[last] != NO_ROW:
+        return EmbeddingFileError(f"the id {ids[last]!r} has two vectors: give each once")
+    prefix = "" if request.id_prefix else "; where the ids have a prefix, give it: --id-prefix wiki:"
+    fewer = ", nor were so many of its rows left out" if request.skip_bad else ""
+    return EmbeddingFileError(
+        f"there is a vector of {ids[last]!r}, and {request.passages} has no such id{fewer}{prefix}"
+    )
 
 
 def _runs(rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -211,18 +223,15 @@ def _agreement(tower: Tower, stored: Path, journal: Journal, request: ImportRequ
     passages = Passages(stored)
     vectors = VectorFile(stored / VECTORS, journal.dim, journal.count)
     rows = np.sort(np.random.default_rng(request.seed).permutation(len(passages))[: request.sample])
-    again = embed(tower, chunks.tokenize(passages, tower, rows), threads).astype(np.float64)
-    imported = vectors.rows(rows).astype(np.float64)
-    norms, imported_norms = np.linalg.norm(again, axis=1), np.linalg.norm(imported, axis=1)
-    cosines = (again * imported).sum(axis=1) / np.maximum(norms * imported_norms, 1e-30)
-    differences = np.abs(imported_norms / np.maximum(norms, 1e-30) - 1)
-    wrong = np.flatnonzero((cosines < LEAST_COSINE) | (differences > MOST_NORM_DIFFERENCE))
+    again = embed(tower, chunks.tokenize(passages, tower, rows), threads)
+    compared = compare(again, vectors.rows(rows))
+    found, wrong = compared.agreement, np.flatnonzero(compared.wrong)
     if len(wrong):
         ids = ", ".join(repr(passage.id) for passage in passages.get(rows[wrong[:NAMED]], with_text=False))
         raise MismatchError(
             f"{len(wrong)} of {len(rows)} passages, encoded again, have another vector than the one to import (the "
-            f"first: {ids}; lowest cosine {cosines.min():.4f}, lengths off by up to {differences.max():.1%}): the "
-            "vectors are another encoder's, or of other texts. Check --bundle and its text preset, --passages, and "
-            "--id-prefix"
+            f"first: {ids}; lowest cosine {found.lowest_cosine:.4f}, lengths off by up to "
+            f"{found.largest_norm_difference:.1%}): the vectors are another encoder's, or of other texts. Check "
+            "--bundle and its text preset, --passages, and --id-prefix"
         )
-    return Agreement(len(rows), float(cosines.min()), float(cosines.mean()), float(differences.max()))
+    return found

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import narrows
-from narrows.bundle import Bundle
+from narrows.bundle import REFERENCE_VARIANT, Bundle
 from narrows.errors import IndexFileError
-from narrows.index import sealing, store, unfinished
+from narrows.index import agreement, sealing, store, unfinished
 from narrows.index.progress import Progress
 from narrows.index.sealing import Origin
+from narrows.index.shard import Shard
 from narrows.index.store import TRUNCATED, VECTORS, IndexManifest, SkippedRows
 from narrows.index.target import BuildReport, Target, check, held, report
 from narrows.index.unfinished import BUILD, Encoded, Inputs, Journal
@@ -24,6 +25,7 @@ from narrows.index.vector_file import VectorFile, header
 from narrows.passages import FILES, Passages, PassageWriter
 
 BLOCK_ROWS = 4096
+JOINT = "+"
 PROGRAM = f"narrows {narrows.__version__}, merging"
 
 
@@ -39,6 +41,9 @@ class Part:
 def merge_indexes(bundle: Bundle, sources: Sequence[Path], target: Target, progress: Progress) -> BuildReport:
     """Makes one index of the passages of several, in their order; or the same index with another preset.
 
+    Shards of one file come in the order of the file, in whatever order they are given; `progress` is told of those
+    that are missing.
+
     Raises:
         IndexFileError: an index is missing or damaged, does not hold its vectors as they were encoded, has another
             variant or dimension than the first, or an id that another has too; and as when building.
@@ -46,27 +51,29 @@ def merge_indexes(bundle: Bundle, sources: Sequence[Path], target: Target, progr
     """
     if done := _done_in_place(sources, target):
         return done
-    parts = [_opened(source, bundle) for source in sources]
+    given = [_opened(source, bundle) for source in sources]
+    parts = _ordered(given, progress)
     first = parts[0]
     for part in parts[1:]:
-        one, other = first.manifest, part.manifest
-        if (one.variant, one.dim) != (other.variant, other.dim):
-            raise IndexFileError(
-                f"{part.path} holds {other.dim} dimensions of variant {other.variant}, {first.path} {one.dim} of "
-                f"{one.variant}: build one of them again"
-            )
+        _check_alike(first, part)
     inputs = Inputs(
         program=PROGRAM,
         tower_id=first.manifest.tower_id,
         variant=first.manifest.variant,
         model_sha256="",
-        source_sha256=hashlib.sha256(" ".join(store.identity(part.manifest) for part in parts).encode()).hexdigest(),
+        source_sha256=JOINT.join(store.identity(part.manifest) for part in given),
         skip_bad=False,
     )
+    models = {part.manifest.model_sha256 for part in parts}
     origin = Origin(
         bundle=first.manifest.bundle,
         source=" + ".join(part.manifest.source for part in parts),
-        source_sha256=first.manifest.source_sha256 if len(parts) == 1 else inputs.source_sha256,
+        source_sha256=first.manifest.source_sha256
+        if len(parts) == 1
+        else hashlib.sha256(inputs.source_sha256.encode()).hexdigest(),
+        model_sha256=models.pop() if len(models) == 1 else "",
+        shard=first.manifest.shard if len(parts) == 1 else None,
+        agreement=agreement.together([part.manifest.agreement for part in parts]),
     )
     check(target)
     with held(target, inputs) as begun:
@@ -86,8 +93,48 @@ def _done_in_place(sources: Sequence[Path], target: Target) -> BuildReport | Non
     journal = unfinished.read_journal(target.out / current) if current else None
     if journal is None or journal.inputs.program != PROGRAM:
         return None
+    if not _is_of(journal, sources, target.out):
+        return None
     with held(target, journal.inputs) as begun:
         return report(target, *begun.done, begun.done[1].count, 0.0) if begun.done else None
+
+
+def _is_of(journal: Journal, sources: Sequence[Path], out: Path) -> bool:
+    """Whether a merge that took the place of one of its sources, which is no more, was made of the others, too."""
+    merged = journal.inputs.source_sha256.split(JOINT)
+    return len(merged) == len(sources) and all(
+        source.resolve() == out.resolve() or store.identity(store.read_manifest(source)[1]) == identity
+        for source, identity in zip(sources, merged, strict=True)
+    )
+
+
+def _ordered(parts: list[Part], progress: Progress) -> list[Part]:
+    """Shards of one file, in its order; anything else as it is."""
+    shards = {part.manifest.shard: part for part in parts if part.manifest.shard}
+    files = {(part.manifest.source_sha256, shard.of) for shard, part in shards.items()}
+    if len(parts) == 1 or len(shards) < len(parts) or len(files) > 1:
+        return parts
+    [(_, count)] = files
+    missing = [str(shard) for shard in (Shard(number, count) for number in range(1, count + 1)) if shard not in shards]
+    if missing:
+        progress.noted([f"WARNING: these are not all shards of the passages; missing: {', '.join(missing)}"])
+    return [shards[shard] for shard in sorted(shards, key=lambda shard: shard.number)]
+
+
+def _check_alike(first: Part, part: Part) -> None:
+    one, other = first.manifest, part.manifest
+    if (one.variant, one.dim) != (other.variant, other.dim):
+        raise IndexFileError(
+            f"{part.path} holds {other.dim} dimensions of variant {other.variant}, {first.path} {one.dim} of "
+            f"{one.variant}: build one of them again"
+        )
+    # Of the reference, other files compute the same; of another variant, they may be quantized otherwise.
+    files = {one.model_sha256, other.model_sha256} - {""}
+    if one.variant != REFERENCE_VARIANT and len(files) > 1:
+        raise IndexFileError(
+            f"{part.path} and {first.path} were filled by different model files of variant {one.variant}: build them "
+            "with one bundle"
+        )
 
 
 def _opened(path: Path, bundle: Bundle) -> Part:

@@ -9,8 +9,8 @@ class Progress:
     def reading(self, passages: int) -> None:
         """So many passages were read and checked."""
 
-    def planned(self, reasons: Sequence[str]) -> None:
-        """Why a preset was picked, a line each."""
+    def noted(self, lines: Sequence[str]) -> None:
+        """What is to be known of the index that is made, such as why a preset was picked."""
 
     def resuming(self, encoded: int, passages: int) -> None:
         """So many of the passages were encoded by a build that was stopped; this one goes on from there."""

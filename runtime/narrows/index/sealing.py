@@ -12,11 +12,13 @@ from narrows.bundle import Bundle
 from narrows.encoder import Embeddings
 from narrows.errors import IndexFileError
 from narrows.index import filling, presets, store, structures, tuning, unfinished
+from narrows.index.agreement import Agreement
 from narrows.index.approximate import ApproximateIndex
 from narrows.index.flat import FlatIndex
 from narrows.index.opened import open_vectors
 from narrows.index.presets import Plan
 from narrows.index.progress import Progress
+from narrows.index.shard import Shard
 from narrows.index.store import TRUNCATED, VECTORS, IndexedFile, IndexManifest, Recall
 from narrows.index.target import Target
 from narrows.index.tuning import Exam
@@ -36,6 +38,9 @@ class Origin:
     bundle: str
     source: str
     source_sha256: str
+    model_sha256: str = ""
+    shard: Shard | None = None
+    agreement: Agreement | None = None
 
 
 def check_plan(target: Target, count: int, dim: int, progress: Progress) -> None:
@@ -46,7 +51,7 @@ def check_plan(target: Target, count: int, dim: int, progress: Progress) -> None
     """
     if target.wanted.memory_budget_bytes:
         chosen, reasons = presets.within(target.wanted.memory_budget_bytes, count, dim)
-        progress.planned([*reasons, f"so {chosen.name}: {chosen.about}"])
+        progress.noted([*reasons, f"so {chosen.name}: {chosen.about}"])
     plan = presets.plan(target.wanted, count, dim)
     if not plan.is_exact:
         structures.make(plan, dim)
@@ -84,6 +89,11 @@ def seal(
         settings, recall = tuning.measured(index, plan, exam, target.tuning, progress.step)
         plan = replace(plan, search=settings)
     cosine = _least_cosine(index, vectors) if index.fidelity == "coded" else 1.0
+    if not cosine > 0:
+        raise IndexFileError(
+            f"FAISS cannot decode the vectors of {plan.factory!r} (the lowest cosine with what was encoded is "
+            f"{cosine:.2f}): keep vectors beside it (--rescore fp16), or take another"
+        )
     manifest = _describe(journal, origin, target.name, plan, recall, cosine, directory)
     generation = store.publish(path, directory, manifest)
     unfinished.finish(path, generation)
@@ -91,7 +101,7 @@ def seal(
 
 
 def _encoded(bundle: Bundle, passage_variant: str, questions: Sequence[str], threads: int) -> Embeddings:
-    """Questions by the variant that a server would take by default beside the passages'."""
+    """Questions by the most faithful variant that a server may take beside the passages'; it may take a faster one."""
     variant = variants.choose(bundle.manifest, passage_variant, "").question
     tower = load_towers(bundle, variant, 1, ["question_encoder"])["question_encoder"]
     return embed(tower, tower.tokenizer.questions(questions), threads)
@@ -137,4 +147,7 @@ def _describe(
         recall=recall,
         least_cosine=least_cosine,
         vector_bytes=sum(sizes[name] for name in vectors) / journal.count,
+        model_sha256=origin.model_sha256,
+        shard=origin.shard,
+        agreement=origin.agreement,
     )

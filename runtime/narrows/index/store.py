@@ -23,7 +23,9 @@ from pathlib import Path
 from narrows import durable, integrity, manifests
 from narrows.bundle import Bundle
 from narrows.errors import IndexFileError, MismatchError
+from narrows.index.agreement import Agreement
 from narrows.index.presets import FLAT_PLAN, Plan, Store
+from narrows.index.shard import Shard
 from narrows.integrity import Sealed, Verify
 from narrows.passages import FILES
 
@@ -82,7 +84,9 @@ class IndexManifest:
 
     `plan` says how the vectors are held and searched; `recall` how well, if that was measured; `least_cosine` how near
     coded vectors of a sample are to what they code, at least; `vector_bytes` what one takes in all files that hold them
-    (0: made before this was written down).
+    (0: made before this was written down). `model_sha256` is of the variant's file that encoded them ("": unknown, or
+    several); `agreement` is there where another program did; `shard` where these are a part of the passages of
+    `source`.
     `token_count` is of all passages before any was cut; `cut_token_count` of these were cut off, from
     `truncated_count` passages. `max_norm` is that of the longest vector. `skipped` is by reason
     (narrows.passage_files.Reason). All files but the manifest are listed, hashed in chunks of `chunk_bytes`.
@@ -110,6 +114,9 @@ class IndexManifest:
     recall: Recall | None = None
     least_cosine: float = 1.0
     vector_bytes: float = 0.0
+    model_sha256: str = ""
+    shard: Shard | None = None
+    agreement: Agreement | None = None
 
 
 def vector_files(plan: Plan) -> tuple[str, ...]:

@@ -2,34 +2,18 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from narrows import durable, passage_files
 from narrows.errors import PassageFileError
 from narrows.index.progress import Progress
+from narrows.index.shard import Shard
 from narrows.index.store import SkippedRows
 from narrows.passage_files import BadRow
 from narrows.passages import Passage, PassageWriter
 
 NAMED_SKIPS = 5  # bad rows named for each reason
 TOLD_EVERY = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One of several parts of a file of passages: consecutive rows, as many as in any other part, or one more."""
-
-    number: int  # from 1
-    of: int
-
-    def rows(self, count: int) -> range:
-        """The part's rows of a file with so many."""
-        return range((self.number - 1) * count // self.of, self.number * count // self.of)
-
-    def __str__(self) -> str:
-        """As it is given: i/n."""
-        return f"{self.number}/{self.of}"
 
 
 def fingerprint(file: Path) -> str:

@@ -73,7 +73,7 @@ def kind(index: faiss.Index) -> Kind:
             if not isinstance(transform, ROTATIONS):
                 raise IndexFileError(
                     f"{type(transform).__name__} changes inner products, and is not served: of the transforms only "
-                    "rotations (OPQ..., RR...) keep them"
+                    "rotations (OPQ..., RR...) are"
                 )
         inner = faiss.downcast_index(inner.index)
     if isinstance(inner, faiss.IndexIVF):
@@ -117,7 +117,11 @@ def set_parameters(index: faiss.Index, parameters: str) -> None:
 
 
 def decode(index: faiss.Index, rows: Rows) -> npt.NDArray[np.float32]:
-    """The vectors of some rows as the structure holds them, float32 (rows, its dimensions)."""
+    """The vectors of some rows as the structure holds them, float32 (rows, its dimensions).
+
+    Raises:
+        IndexFileError: FAISS cannot decode this kind.
+    """
     ivf: Any = faiss.try_extract_index_ivf(index)
     with MAPPING:
         if ivf is not None and ivf.direct_map.no():
@@ -125,7 +129,13 @@ def decode(index: faiss.Index, rows: Rows) -> npt.NDArray[np.float32]:
             if isinstance(lists, faiss.IndexIVFPQFastScan):
                 cast(Any, lists).fine_quantizer = lists.pq  # which FAISS, reading a file, forgets, and crashes without
             ivf.make_direct_map()  # 8 bytes a vector: where each one is
-    found: npt.NDArray[np.float32] = index.reconstruct_batch(rows)
+    try:
+        found: npt.NDArray[np.float32] = index.reconstruct_batch(rows)
+    except RuntimeError as error:
+        raise IndexFileError(
+            f"FAISS cannot decode the vectors of {type(index).__name__} ({reason(error)}): keep vectors beside it "
+            "(--rescore fp16), or take another"
+        ) from None
     return found
 
 

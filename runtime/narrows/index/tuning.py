@@ -30,7 +30,7 @@ Queries = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What to tune and measure with: questions, how many passages of each matter, and the recall to reach, or 0."""
+    """What to tune and measure with: distinct questions, how many passages of each matter, the recall to reach or 0."""
 
     questions: Sequence[str]
     k: int = 100

@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from narrows.bundle import Bundle
+from narrows.bundle import Bundle, Variant
 from narrows.errors import IndexFileError, MismatchError
 from narrows.index import Fidelity, Index, chunks, opened, store
+from narrows.index.agreement import LEAST_COSINE, MOST_NORM_DIFFERENCE, compare
 from narrows.index.candidates import HALF_ROUNDOFF
 from narrows.index.store import STORED, TRUNCATED, IndexManifest
 from narrows.index.vector_file import header
@@ -34,6 +35,36 @@ class _Cut(msgspec.Struct):
     kept: int
 
 
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """How far a passage, encoded again, may be from what is stored. None: as far as it likes.
+
+    What the variant itself encoded is within its tolerance. What codes hold is not, nor what another program encoded:
+    it points the same way.
+    """
+
+    error: float | None = None
+    cosine: float | None = None
+    norm_difference: float | None = None
+
+    def holds(self, error: float, cosine: float, norm_difference: float) -> bool:
+        """Whether a passage is near enough."""
+        return (
+            (self.error is None or error <= self.error)
+            and (self.cosine is None or cosine >= self.cosine)
+            and (self.norm_difference is None or norm_difference <= self.norm_difference)
+        )
+
+    def __str__(self) -> str:
+        """In words."""
+        limits = (
+            "" if self.error is None else f"error up to {self.error:.0e}",
+            "" if self.cosine is None else f"cosine from {self.cosine:.3f}",
+            "" if self.norm_difference is None else f"length within {self.norm_difference:.0%}",
+        )
+        return ", ".join(filter(None, limits))
+
+
 @dataclass(slots=True)
 class VerifyReport:
     """What is wrong, one line each; and how the sample, encoded again, compares with what is stored."""
@@ -45,7 +76,8 @@ class VerifyReport:
     sample: int = 0
     identical: int = 0
     max_abs_error: float = 0.0
-    tolerance: float = 0.0
+    lowest_cosine: float = 1.0
+    allowed: str = ""
 
 
 def verify_index(
@@ -56,9 +88,8 @@ def verify_index(
     Args:
         path: the index.
         bundle: the one that filled it.
-        sample: how many passages to encode again; each must be within the variant's golden tolerance of what is
-            stored (and what its batch may move it by), and is bit-identical on a machine like the one that built the
-            index, unless its batch moved it.
+        sample: how many passages to encode again; each must be as near as Allowed to what is stored, and is
+            bit-identical on a machine like the one that built the index, unless its batch moved it.
         seed: chooses the sample.
         threads: for the encoder.
         step: told what is checked next.
@@ -114,13 +145,18 @@ def _check(
         if wrong_passages:
             return  # a sample of them would say nothing
         tower = load_towers(bundle, manifest.variant, threads, ["context_encoder"])["context_encoder"]
-        variant = tower.manifest.variants[manifest.variant]
-        # What is stored was encoded in batches, what it is compared with is not: 0.0 but for older int8.
-        report.tolerance = variant.golden_tolerance + variant.batch_max_abs_difference
-        if vectors.fidelity == "fp16":
-            report.tolerance += HALF_ROUNDOFF * vectors.max_norm
-        least_cosine = manifest.least_cosine - COSINE_TOLERANCE
-        _encode_again(report, found.passages, vectors, tower, sample, seed, least_cosine)
+        allowed = _allowed(manifest, vectors, tower.manifest.variants[manifest.variant])
+        _encode_again(report, found.passages, vectors, tower, sample, seed, allowed)
+
+
+def _allowed(manifest: IndexManifest, vectors: Index, variant: Variant) -> Allowed:
+    if vectors.fidelity == "coded":
+        return Allowed(cosine=manifest.least_cosine - COSINE_TOLERANCE)
+    if manifest.agreement:
+        return Allowed(cosine=LEAST_COSINE, norm_difference=MOST_NORM_DIFFERENCE)
+    rounding = HALF_ROUNDOFF * vectors.max_norm if vectors.fidelity == "fp16" else 0.0
+    # What is stored was encoded in batches, what it is compared with is not: 0.0 but for older int8.
+    return Allowed(variant.golden_tolerance + variant.batch_max_abs_difference + rounding)
 
 
 def _wrong_sizes(directory: Path, manifest: IndexManifest) -> Iterator[str]:
@@ -187,8 +223,9 @@ def _encode_again(
     tower: Tower,
     sample: int,
     seed: int,
-    least_cosine: float,
+    allowed: Allowed,
 ) -> None:
+    report.allowed = str(allowed)
     rows = np.sort(np.random.default_rng(seed).permutation(len(passages))[:sample])
     try:
         texts = chunks.tokenize(passages, tower, rows)
@@ -202,13 +239,12 @@ def _encode_again(
         report.sample += 1
         report.identical += again.tobytes() == stored.tobytes()
         report.max_abs_error = max(report.max_abs_error, error)
-        if vectors.fidelity == "coded":
-            wrong = not float(again @ stored) >= least_cosine * float(np.linalg.norm(again) * np.linalg.norm(stored))
-        else:
-            wrong = not error <= report.tolerance
-        if wrong:
+        compared = compare(again[None], stored[None])
+        cosine = float(compared.cosines[0])
+        report.lowest_cosine = min(report.lowest_cosine, cosine)
+        if not allowed.holds(error, cosine, float(compared.norm_differences[0])):
             passage_id = passages.get([row], with_text=False)[0].id
             report.failures.append(
-                f"passage {passage_id!r} (row {row}), encoded again, is off by {error:.1e} from the stored vector "
-                f"(tolerance {report.tolerance:.0e})"
+                f"passage {passage_id!r} (row {row}), encoded again, is off by {error:.1e} from the stored vector, "
+                f"with a cosine of {cosine:.4f} (allowed: {allowed})"
             )

@@ -14,12 +14,15 @@ import pytest
 
 from narrows.bundle import Bundle
 from narrows.errors import EmbeddingFileError, IndexFileError, MismatchError, NarrowsError
-from narrows.index.importing import Agreement, ImportRequest, import_index
+from narrows.index.agreement import Agreement
+from narrows.index.importing import ImportRequest, import_index
+from narrows.index.merge import merge_indexes
 from narrows.index.opened import open_index
 from narrows.index.presets import FLAT, Wanted
 from narrows.index.progress import Progress
 from narrows.index.store import read_manifest
 from narrows.index.target import BuildReport, Target
+from narrows.index.verify import verify_index
 from narrows_export import corpus
 from narrows_tools.cli.main import main
 
@@ -72,7 +75,8 @@ def imported(
     wanted: Wanted = FLAT,
     **more: object,
 ) -> tuple[BuildReport, Agreement | None]:
-    request = ImportRequest(embeddings, corpus.passages_file("en"), **({"id_prefix": "wiki:"} | more))  # type: ignore[arg-type]
+    fields: dict[str, Any] = {"passages": corpus.passages_file("en"), "id_prefix": "wiki:"} | more
+    request = ImportRequest(embeddings, **fields)
     return import_index(bundle, request, Target(out, "x", 1, wanted=wanted), Progress())
 
 
@@ -100,9 +104,31 @@ def test_half_precision_from_a_gpu_agrees(
     tmp_path: Path, small_bundle: Bundle, made: tuple[list[str], Vectors]
 ) -> None:
     ids, vectors = made
-    _, agreement = imported(small_bundle, tmp_path / "x.index", pickles(tmp_path, ids, vectors.astype(np.float16)))
+    out, rounded = tmp_path / "x.index", vectors.astype(np.float16)
+    _, agreement = imported(small_bundle, out, pickles(tmp_path, ids, rounded))
     assert agreement
     assert 0.9999 < agreement.lowest_cosine < 1
+    assert read_manifest(out)[1].agreement == agreement
+    merge_indexes(small_bundle, [out], Target(tmp_path / "y.index", "y", 1), Progress())
+    assert np.abs(rounded - vectors).max() > 1e-4, "farther than the bundle's own may be"
+    for index in (out, tmp_path / "y.index"):
+        report = verify_index(index, small_bundle, COUNT, 0, 1, lambda what: None)
+        assert (report.failures, report.identical) == ([], 0)
+        assert report.allowed == "cosine from 0.999, length within 1%"
+
+
+def test_an_imported_vector_that_is_another_passages_fails_a_verification(
+    tmp_path: Path, small_bundle: Bundle, made: tuple[list[str], Vectors]
+) -> None:
+    ids, vectors = made
+    sampled = int(np.random.default_rng(0).permutation(COUNT)[0])
+    other = (sampled + 1) % COUNT
+    vectors[other] = vectors[sampled]
+    out = tmp_path / "x.index"
+    imported(small_bundle, out, pickles(tmp_path, ids, vectors), sample=1)
+    report = verify_index(out, small_bundle, COUNT, 0, 1, lambda what: None)
+    assert [failure.partition(",")[0] for failure in report.failures] == [f"passage {ids[other]!r} (row {other})"]
+    assert report.lowest_cosine < 0.999
 
 
 def refused(bundle: Bundle, tmp_path: Path, embeddings: list[Path], kind: type[NarrowsError], **more: object) -> str:
@@ -145,6 +171,24 @@ def test_ids_that_do_not_fit(tmp_path: Path, small_bundle: Bundle, made: tuple[l
     assert said.startswith(f"the id '{ids[0]}' has two vectors")
     said = refused(small_bundle, tmp_path, pickles(tmp_path, [ids[0], *ids[:-1]], vectors), EmbeddingFileError)
     assert said.startswith(f"the id '{ids[0]}' has two vectors")
+
+
+def test_vectors_of_rows_that_are_left_out_are_left_out(
+    tmp_path: Path, small_bundle: Bundle, small_index: Path, made: tuple[list[str], Vectors]
+) -> None:
+    """DPR has encoded a row that is empty, and one whose id was there before; Narrows takes neither."""
+    ids, vectors = made
+    bad = [{"id": ids[3], "text": "its id was there before"}, {"id": "empty", "text": ""}]
+    passages = tmp_path / "p.jsonl"
+    passages.write_text(corpus.passages_file("en").read_text() + "".join(json.dumps(row) + "\n" for row in bad))
+    files = pickles(tmp_path, [*ids, ids[3], "empty"], np.vstack([vectors, vectors[:2] + 1]))
+    report, _ = imported(small_bundle, tmp_path / "x.index", files, passages=passages, skip_bad=True, sample=COUNT)
+    assert (report.count, sum(rows.count for rows in report.skipped.values())) == (COUNT, 2)
+    name = "g000001/index.faiss"
+    assert (tmp_path / "x.index" / name).read_bytes() == (small_index / name).read_bytes()
+    files = pickles(tmp_path, [*ids, "empty", "one too many", "another"], np.vstack([vectors, vectors[:3]]))
+    with pytest.raises(EmbeddingFileError, match=r"'another', and .* has no such id, nor were so many of its"):
+        imported(small_bundle, tmp_path / "y.index", files, passages=passages, skip_bad=True)
 
 
 def test_another_dimension(tmp_path: Path, small_bundle: Bundle, made: tuple[list[str], Vectors]) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,8 @@ from narrows.index.merge import merge_indexes
 from narrows.index.opened import open_index
 from narrows.index.presets import PRESETS, Wanted
 from narrows.index.progress import Progress
+from narrows.index.shard import Shard
 from narrows.index.store import read_manifest, vector_files
-from narrows.index.storing import Shard
 from narrows.index.target import BuildReport, Target
 from narrows.index.vector_file import header
 from narrows.passages import FILES
@@ -64,10 +65,10 @@ def files_of(index: Path) -> dict[str, bytes]:
     return {name: (index / generation / name).read_bytes() for name in manifest.files}
 
 
-def seal(path: Path, generation: str = "g000001") -> None:
-    """Makes the manifest and CURRENT fit files that the test has changed."""
+def seal(path: Path, generation: str = "g000001", **changes: object) -> None:
+    """Makes the manifest and CURRENT fit files that the test has changed, and changes the manifest."""
     directory = path / generation
-    manifest = json.loads((directory / "manifest.json").read_bytes())
+    manifest = json.loads((directory / "manifest.json").read_bytes()) | changes
     for name in manifest["files"]:
         sha256 = integrity.hash_files([directory / name])[directory / name]
         manifest["files"][name] = {"size_bytes": (directory / name).stat().st_size, "sha256": sha256}
@@ -183,6 +184,18 @@ def test_a_swapped_row_of_halves_is_found(tmp_path: Path, small_bundle: Bundle, 
     ]
 
 
+@pytest.mark.parametrize(
+    ("factory", "reason"), [("IVF8,RaBitQfs", "the lowest cosine with what was encoded is -"), ("IVF8,FlatDedup", "")]
+)
+def test_codes_that_cannot_be_decoded(
+    tmp_path: Path, small_bundle: Bundle, source: Path, factory: str, reason: str
+) -> None:
+    out = tmp_path / "x.index"
+    with pytest.raises(IndexFileError, match=f"FAISS cannot decode the vectors of .*{reason}.*--rescore fp16"):
+        merge(small_bundle, out, source, wanted=Wanted(factory=factory))
+    assert merge(small_bundle, out, source, wanted=Wanted(factory=factory, store="fp16")).count == COUNT
+
+
 # --- merging
 
 
@@ -217,8 +230,21 @@ def test_shards_together_are_the_whole(
     }, "each bad row is in one shard"
     assert merged.source == "p.jsonl [1/3] + p.jsonl [2/3] + p.jsonl [3/3]"
     assert report.count == 40
-    turned = merge(small_bundle, tmp_path / "y.index", *reversed(shards), wanted=Wanted("sq8"))
-    assert (turned.count, turned.plan.preset) == (40, "sq8")
+    merge(small_bundle, tmp_path / "y.index", *reversed(shards))
+    assert files_of(tmp_path / "y.index") == files_of(whole), "in the order of the file, however they are given"
+
+
+def test_a_missing_shard_is_said(tmp_path: Path, small_bundle: Bundle, shards: list[Path]) -> None:
+    class Listening(Progress):
+        lines: list[str]
+
+        def noted(self, lines: Sequence[str]) -> None:
+            self.lines = [*lines]
+
+    listening = Listening()
+    report = merge_indexes(small_bundle, [shards[2], shards[0]], Target(tmp_path / "x.index", "x", 1), listening)
+    assert report.count == 27
+    assert listening.lines == ["WARNING: these are not all shards of the passages; missing: 2/3"]
 
 
 def test_a_passage_in_two_of_them(tmp_path: Path, small_bundle: Bundle, shards: list[Path]) -> None:
@@ -248,6 +274,20 @@ def test_a_part_of_another_variant(tmp_path: Path, variants_bundle: Bundle, shar
         IndexFileError, match=r"other\.index holds 64 dimensions of variant int8, .*1\.index 64 of fp32"
     ):
         merge(variants_bundle, tmp_path / "x.index", shards[0], other)
+
+
+def test_parts_of_different_files_of_a_variant(tmp_path: Path, variants_bundle: Bundle) -> None:
+    """int8 twice, once as on a machine that has calibrated it otherwise."""
+    parts = [tmp_path / "a.index", tmp_path / "b.index", tmp_path / "c.index"]
+    for number, part in enumerate(parts):
+        file = write_passages(tmp_path / f"{number}.jsonl", 10 * number, 5)
+        built(variants_bundle, file, part, variant="int8")
+    assert merge(variants_bundle, tmp_path / "x.index", *parts[:2]).count == 10
+    made_by = [read_manifest(index)[1].model_sha256 for index in (parts[0], tmp_path / "x.index")]
+    assert made_by == [variants_bundle.tower("context_encoder").variants["int8"].sha256] * 2
+    seal(parts[2], model_sha256="0" * 64)
+    with pytest.raises(IndexFileError, match=r"c\.index and .*a\.index were filled by different model files"):
+        merge(variants_bundle, tmp_path / "y.index", parts[0], parts[2])
 
 
 @pytest.mark.parametrize("name", ["index.faiss", "passages.blob", "truncated.jsonl", "manifest.json"])
@@ -285,6 +325,25 @@ def test_a_stopped_merge_goes_on(
 
     monkeypatch.setattr(unfinished, "adopt", again)
     assert merge(small_bundle, out, *shards, wanted=Wanted("sq8")).count == 40
+
+
+def test_a_merge_in_place_that_was_stopped_at_its_very_end_is_no_other_merge(
+    tmp_path: Path, small_bundle: Bundle, shards: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(shards[0], tmp_path / "x.index", ignore=shutil.ignore_patterns(".*"))
+
+    def stopped(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(unfinished, "finish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            merge(small_bundle, out, out, shards[1], replace=True)
+    stopped_there = shutil.copytree(out, tmp_path / "copy.index")
+    again = merge(small_bundle, stopped_there, stopped_there, shards[1], replace=True)
+    assert (again.generation, again.count) == ("g000002", 26), "the same merge is done"
+    other = merge(small_bundle, out, out, shards[2], replace=True)
+    assert (other.generation, other.count) == ("g000003", 40), "another is made"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,8 +67,10 @@ def change_array(path: Path, name: str, change: Callable[[np.ndarray], None]) ->
 
 def test_a_whole_index(copy: Path, small_bundle: Bundle) -> None:
     seal(copy)
-    assert verify(copy, small_bundle) == VerifyReport(
-        str(copy), "g000001", COUNT, [], sample=20, identical=20, max_abs_error=0.0, tolerance=1e-4
+    report = verify(copy, small_bundle)
+    assert report.lowest_cosine == pytest.approx(1)
+    assert replace(report, lowest_cosine=1.0) == VerifyReport(
+        str(copy), "g000001", COUNT, [], sample=20, identical=20, max_abs_error=0.0, allowed="error up to 1e-04"
     )
     assert verify(copy, small_bundle, sample=10_000).sample == COUNT
     assert verify(copy, small_bundle, sample=0).sample == 0
@@ -263,7 +266,8 @@ def test_cli(copy: Path, small_bundle: Bundle, capsys: pytest.CaptureFixture[str
     arguments = ["index", "verify", str(copy), "--bundle", str(small_bundle.path), "--sample", "5", "--threads", "1"]
     assert main(arguments) == 0
     assert capsys.readouterr().out == (
-        "5 passages encoded again: 5 bit for bit as stored, max abs error 0.0e+00 (tolerance 1e-04)\n"
+        "5 passages encoded again: 5 bit for bit as stored, max abs error 0.0e+00, lowest cosine 1.000000 "
+        "(allowed: error up to 1e-04)\n"
         f"{copy} (g000001) is whole: 300 passages\n"
     )
     (copy / "g000001" / "passages.blob").write_bytes(b"")

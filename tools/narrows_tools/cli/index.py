@@ -99,7 +99,7 @@ def add(commands: "Commands") -> None:
     verify.add_argument(
         "--sample", type=natural, default=200, metavar="N", help="passages to encode again (default: 200)"
     )
-    verify.add_argument("--seed", type=int, default=0, help="which passages the sample holds (default: 0)")
+    verify.add_argument("--seed", type=natural, default=0, help="which passages the sample holds (default: 0)")
     verify.add_argument("--threads", type=threads, default=0, metavar="N", help="encoder threads (default: all cores)")
     verify.add_argument("--json", action="store_true", help="print the report as JSON")
     verify.set_defaults(run=run_verify)
@@ -129,8 +129,8 @@ def run_build(options: argparse.Namespace) -> int:
     from narrows.device import choose as choose_device
     from narrows.durable import write_file
     from narrows.index.build import BuildRequest, build_index
+    from narrows.index.shard import Shard
     from narrows.index.store import TRUNCATED
-    from narrows.index.storing import Shard
     from narrows.index.unfinished import BUILD, read_journal
     from narrows_tools.cli.index_progress import Bars
 
@@ -197,7 +197,7 @@ def run_verify(options: argparse.Namespace) -> int:
         if report.sample:
             print(
                 f"{report.sample} passages encoded again: {report.identical} bit for bit as stored, max abs error "
-                f"{report.max_abs_error:.1e} (tolerance {report.tolerance:.0e})"
+                f"{report.max_abs_error:.1e}, lowest cosine {report.lowest_cosine:.6f} (allowed: {report.allowed})"
             )
         if not report.failures:
             print(f"{options.index} ({report.generation}) is whole: {report.count} passages")

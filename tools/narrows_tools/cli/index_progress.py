@@ -20,9 +20,9 @@ class Bars(Progress):
         """So many were read."""
         self.bar.update(passages - self.bar.n)
 
-    def planned(self, reasons: Sequence[str]) -> None:
-        """Says why a preset was picked."""
-        self._say(*reasons)
+    def noted(self, lines: Sequence[str]) -> None:
+        """Says what is to be known."""
+        self._say(*lines)
 
     def resuming(self, encoded: int, passages: int) -> None:
         """Says where a build goes on."""

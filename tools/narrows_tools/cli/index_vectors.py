@@ -120,22 +120,23 @@ def tuning(options: argparse.Namespace) -> "Tuning | None":
             raise SettingsError("--target-recall is measured on questions: give --questions FILE")
         return None
     cpu = parse_cpuinfo(Path("/proc/cpuinfo").read_text()).model if Path("/proc/cpuinfo").exists() else ""
-    return Tuning(_questions(options.questions), options.recall_at, options.target_recall or 0.0, cpu)
+    # A question that stands there twice must not both tune and measure.
+    questions = list(dict.fromkeys(_questions(options.questions)))
+    return Tuning(questions, options.recall_at, options.target_recall or 0.0, cpu)
 
 
 def _questions(file: Path) -> list[str]:
     from narrows.errors import QuestionFileError
+    from narrows.text_lines import TextLines
     from narrows_tools.evaluation.questions import read
 
     if file.suffix != ".txt":
         return [question.text for question in read(file)]
-    try:
-        texts = [line.strip() for line in file.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuestionFileError(f"{file} cannot be read: {error}") from None
-    if not any(texts):
+    with TextLines(file, QuestionFileError) as lines:
+        texts = [text for line in lines if (text := line.strip())]
+    if not texts:
         raise QuestionFileError(f"{file} holds no questions: write one a line")
-    return [text for text in texts if text]
+    return texts
 
 
 def described(plan: "Plan", dim: int) -> str:
