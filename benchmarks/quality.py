@@ -37,16 +37,16 @@ CUTOFFS = (1, 5, 20, 100)
 SEED = 0
 HEAD = """# Quality
 
-What variants and presets cost in retrieval. Written by `python -m benchmarks.quality`; every number is measured, on a
-CPU. A question counts at k if one of its k best passages is the paragraph that it was written for (*positive*), or has
-an answer in its text (*answer*; DPR's matching, which is generous here, as the row of chance shows). `±` is half the
-95 % interval of positive 20. Two rows are of the same questions, so their difference is known better than that
-(`narrows eval compare`).
+What variants and presets cost in retrieval. Written by `python -m benchmarks.quality` (`--help` has the whole command);
+every number is measured, on a CPU. A question counts at k if one of its k best passages is the paragraph that it was
+written for (*positive*), or has an answer in its text (*answer*; DPR's matching, which is generous here, as the row of
+chance shows). `±` is half the 95 % interval of positive 20. Two rows are of the same questions, so their difference is
+known better than that (`narrows eval compare`).
 
 These sets compare rows with one another, not with the paper: 16,176 English and 8,462 Spanish passages are another task
-than 21 million. MiniLM was trained on such questions, and the DPR pair only on half of SQuAD's development articles,
-which these questions leave out; compare each with its own fp32 only. Both are English towers: the Spanish rows say what
-quantization and presets do to texts that a tower knows little of, and nothing of Spanish towers.
+than 21 million. MiniLM was trained on such questions, and the DPR pair (tiny) only on half of SQuAD's development
+articles, which these questions leave out; compare each with its own fp32 only. Both are English towers: the Spanish
+rows say what quantization and presets do to texts that a tower knows little of, and nothing of Spanish towers.
 
 fp16 is a variant for GPUs, computed here by a CPU: its rows say what rounding costs, and nothing of its speed.
 """

@@ -23,7 +23,7 @@ Anything else is noise."""
 COMPARE_EXAMPLES = """examples:
   narrows bench compare before.json after.json
   narrows bench compare before.json after.json --fail-on-worse
-  narrows bench compare peers.json peers.json --systems triton narrows"""
+  narrows bench compare peers.json peers.json --systems triton narrows-fp32"""
 
 
 def add(actions: "Commands") -> None:

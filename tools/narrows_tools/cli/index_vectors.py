@@ -19,7 +19,7 @@ PRESETS = {  # narrows.index.presets says what they are; a test holds this to it
     "flat": "exact (default)",
     "flat-fp16": "exact, half the memory",
     "sq8": "all scanned, a quarter of the memory",
-    "hnsw": "a graph: fastest, the most memory",
+    "hnsw": "a graph: fast at high recall, the most memory",
     "hnsw-l2": "the same over Euclidean distances, as DPR's, for comparison",
     "ivf-sq8": "lists, a byte a dimension",
     "ivfpq-fs": "lists, a bit a dimension, and fp16 vectors on disk",
