@@ -89,7 +89,8 @@ def main() -> int:
 
 
 def _versions(peers: Sequence[str]) -> dict[str, str]:
-    return {peer: importlib.metadata.version(peer) for peer in peers if installed(peer)}
+    modules = {PEERS[peer].module for peer in peers if installed(peer)}
+    return {module: importlib.metadata.version(module) for module in sorted(modules)}
 
 
 def _built(found: Data, presets: Sequence[str], peers: Sequence[str], scratch: Path, threads: int) -> list[System]:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -155,19 +156,18 @@ class Hnswlib:
 
 
 class Usearch:
-    """usearch on inner products, in float32, with the parameters of the preset hnsw."""
+    """usearch on inner products, with the parameters of hnsw, and vectors of `dtype` (its default is bf16)."""
 
-    name = "usearch"
-
-    def __init__(self, data: Data, directory: Path, threads: int) -> None:
+    def __init__(self, dtype: str, data: Data, directory: Path, threads: int) -> None:
         """Builds it in `directory`, and loads it."""
+        self.name = f"usearch {dtype}"
         from usearch.index import Index
 
         file = directory / "usearch.bin"
 
         def build() -> None:
             index = Index(
-                ndim=data.file.dim, metric="ip", dtype="f32", connectivity=LINKS, expansion_add=EF_CONSTRUCTION
+                ndim=data.file.dim, metric="ip", dtype=dtype, connectivity=LINKS, expansion_add=EF_CONSTRUCTION
             )
             for start, block in _blocks(data, self.name):
                 index.add(np.arange(start, start + len(block)), block, threads=threads)
@@ -196,10 +196,14 @@ class Peer:
     """A library that may be missing."""
 
     module: str
-    system: type[Hnswlib] | type[Usearch]
+    system: Callable[[Data, Path, int], Hnswlib | Usearch]
 
 
-PEERS = {"hnswlib": Peer("hnswlib", Hnswlib), "usearch": Peer("usearch", Usearch)}
+PEERS = {
+    "hnswlib": Peer("hnswlib", Hnswlib),
+    "usearch-f32": Peer("usearch", partial(Usearch, "f32")),
+    "usearch-bf16": Peer("usearch", partial(Usearch, "bf16")),
+}
 
 
 def installed(name: str) -> bool:

@@ -62,7 +62,7 @@ class ServerSettings:
     )
     frontends: int | Literal["auto"] = _setting(
         "auto",
-        "front processes (gRPC, tokenizing), and one for the engine; 0: one process for all; auto: one for every 8 cores",
+        "front processes (gRPC, tokenizing), and one for the engine; 0: one process for all; auto: one for 8 cores",
         (0, 64),
         choices=("auto",),
         flag=True,
