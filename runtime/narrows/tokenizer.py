@@ -56,13 +56,24 @@ class Reading:
     def characters(self, first: int, last: int) -> tuple[int, int]:
         """Where in the text the tokens from `first` to `last`, places in `ids` behind the title, begin and end.
 
-        The end is exclusive. Accents that are characters of their own belong to the letter before them.
+        The end is exclusive. A letter of several characters is whole, though a token's offsets may be of some of them.
         """
+        text = self.text
         start = self.cut_before + self.offsets[first - self.first_text][0]
         end = self.cut_before + self.offsets[last - self.first_text][1]
-        while end < len(self.text) and unicodedata.combining(self.text[end]):
+        while start > 0 and _goes_on_with_a_letter(text[start]):
+            start -= 1
+        while end < len(text) and _goes_on_with_a_letter(text[end]):
             end += 1
         return start, end
+
+
+def _goes_on_with_a_letter(character: str) -> bool:
+    """Whether it belongs to the character before it: a mark, or a vowel or a final consonant of decomposed Korean.
+
+    Nothing else is ever dropped as an accent or composed with what is before it (Unicode's NFC).
+    """
+    return unicodedata.category(character).startswith("M") or "\u1160" <= character <= "\u11ff"
 
 
 def vocabulary_sha256(vocabulary: Sequence[str]) -> str:
