@@ -141,7 +141,7 @@ class Original:
             prefix = next((prefix for prefix in NAMES[role] if name.startswith(prefix)), None)
             if prefix is not None:
                 renamed[NAMES[role][prefix] + name.removeprefix(prefix)] = tensor
-            elif role == "reader":
+            elif role == "reader" or not name.startswith((QUESTION, CONTEXT)):  # the other encoder's are left alone
                 renamed[name] = tensor  # which is refused, by name
         return renamed
 

@@ -426,6 +426,14 @@ def test_a_weight_that_is_missing_is_named(tmp_path: Path, small_pair: Pair, tok
         export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
 
 
+@pytest.mark.parametrize("name", ["dense.weight", "question_model.dense.weight", "encoder.pooler.dense.weight"])
+def test_a_weight_that_no_encoder_has_is_named(tmp_path: Path, small_pair: Pair, tokenizer: Path, name: str) -> None:
+    tensors = original_names(small_pair.question, small_pair.context) | {name: torch.ones(4, 4)}
+    file = write_cp(tmp_path / "x.cp", tensors)
+    with pytest.raises(CheckpointError, match=rf"x\.cp does not fit .*; unexpected .*{name.split('.', 1)[1]}"):
+        export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
+
+
 def test_another_vocabulary_than_the_weights(tmp_path: Path, small_pair: Pair, vocabulary: list[str]) -> None:
     other = write_dpr(tmp_path / "other", "question_encoder", vocabulary[:1500], seed=1)
     file = write_cp(tmp_path / "x.cp", original_names(small_pair.question, small_pair.context))
