@@ -34,6 +34,7 @@ NAMES: dict[Role, dict[str, str]] = {
         "qa_classifier.": "span_predictor.qa_classifier.",
     },
 }
+MARKS: dict[Role, str] = {"question_encoder": QUESTION, "context_encoder": CONTEXT, "reader": "qa_classifier."}
 
 
 class CheckpointState(NamedTuple):
@@ -85,15 +86,9 @@ class Original:
     params: Mapping[str, Any]
 
     @property
-    def holds(self) -> str:
-        """What it is, for people."""
-        if any(name.startswith("qa_classifier.") for name in self.weights):
-            return "a reader"
-        towers = [what for prefix, what in ((QUESTION, "question"), (CONTEXT, "context")) if self._has(prefix)]
-        return f"{' and '.join(towers)} encoder" if towers else f"none of {QUESTION}*, {CONTEXT}*, {READER}* and qa_*"
-
-    def _has(self, prefix: str) -> bool:
-        return any(name.startswith(prefix) for name in self.weights)
+    def roles(self) -> list[Role]:
+        """What it holds, by the weights that nothing else has."""
+        return [role for role, prefix in MARKS.items() if any(name.startswith(prefix) for name in self.weights)]
 
     @property
     def began_with(self) -> str:
@@ -133,9 +128,10 @@ class Original:
         Raises:
             CheckpointError: the file holds none of that role.
         """
-        wanted = {"question_encoder": "question", "context_encoder": "context", "reader": "a reader"}[role]
-        if wanted not in self.holds:
-            raise CheckpointError(f"{self.file} was given as the {role.replace('_', ' ')}, but it holds {self.holds}")
+        if role not in self.roles:
+            found = " and ".join(f"a {_spelled(each)}" for each in self.roles)
+            holds = found or f"no weights named {', '.join(f'{mark}*' for mark in MARKS.values())}"
+            raise CheckpointError(f"{self.file} was given as the {_spelled(role)}, but it holds {holds}")
         renamed = {}
         for name, tensor in self.weights.items():
             prefix = next((prefix for prefix in NAMES[role] if name.startswith(prefix)), None)
@@ -166,6 +162,10 @@ def read(file: Path) -> Original:
     if encoder != ENCODER:
         raise CheckpointError(f"{file} was trained with the encoder {encoder}; only {ENCODER} is supported")
     return Original(file, weights, params)
+
+
+def _spelled(role: Role) -> str:
+    return role.replace("_", " ")
 
 
 def _params(saved: object) -> dict[str, object]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from server_process import NARROWS
 from transformers import BertTokenizer
 
-from narrows.bundle import Bundle, TextPreset, open_bundle
+from narrows.bundle import Bundle, Role, TextPreset, open_bundle
 from narrows.errors import CheckpointError, ExportError
 from narrows.reader import Reader
 from narrows.spans import RULES
@@ -404,11 +404,19 @@ def test_the_wrong_kind_of_file_is_named(
     question = write_cp(tmp_path / "question.cp", original_names(small_pair.question))
     with pytest.raises(CheckpointError, match=r"reader\.cp was given as the question encoder, but it holds a reader"):
         export(tmp_path / "b", reader, reader, tokenizer=str(tokenizer))
-    with pytest.raises(CheckpointError, match="given as the context encoder, but it holds question encoder"):
+    with pytest.raises(CheckpointError, match="given as the context encoder, but it holds a question encoder"):
         export(tmp_path / "b", question, question, tokenizer=str(tokenizer))
     pair = (small_pair.question, small_pair.context)
-    with pytest.raises(CheckpointError, match="given as the reader, but it holds question encoder"):
+    with pytest.raises(CheckpointError, match="given as the reader, but it holds a question encoder"):
         export(tmp_path / "b", *pair, reader=ReaderRequest(str(question)), tokenizer=str(tokenizer))
+
+
+@pytest.mark.parametrize("role", ["question_encoder", "context_encoder", "reader"])
+def test_a_file_of_no_encoder_is_named_for_what_it_lacks(tmp_path: Path, role: Role) -> None:
+    file = write_cp(tmp_path / "x.cp", {"bert.dense.weight": torch.ones(2, 2)})
+    given = f"given as the {role.replace('_', ' ')}, but it holds no weights named question_model"
+    with pytest.raises(CheckpointError, match=rf"x\.cp was {given}\.\*, ctx_model\.\*, qa_classifier\.\*$"):
+        original.read(file).tensors(role)
 
 
 def test_another_kind_of_encoder(tmp_path: Path, small_pair: Pair, tokenizer: Path) -> None:
