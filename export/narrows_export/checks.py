@@ -166,8 +166,9 @@ def golden_texts(tokenizer: TowerTokenizer) -> list[TokenIds]:
 
 def golden_readings(encoder: Encoder, tokenizer: TowerTokenizer) -> Golden:
     """A reader's golden pairs: sequences of one length, and all their logits."""
-    token_ids = [reading.ids[:GOLDEN_READING_TOKENS] for reading in _readings(tokenizer, GOLDEN_READINGS // 2)]
-    kept = [ids for ids in token_ids if len(ids) == GOLDEN_READING_TOKENS][:GOLDEN_READINGS]
+    tokens = min(GOLDEN_READING_TOKENS, tokenizer.max_tokens)
+    token_ids = [reading.ids[:tokens] for reading in _readings(tokenizer, GOLDEN_READINGS // 2)]
+    kept = [ids for ids in token_ids if len(ids) == tokens][:GOLDEN_READINGS]
     return Golden(tuple(kept), np.concatenate([encoder.encode([ids]) for ids in kept]))
 
 

@@ -253,6 +253,15 @@ def test_encoders_and_reader_have_lengths_of_their_own(
     assert "it must be 8 to 512; choose with --reader-max-tokens" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("tokens", [8, 23])
+def test_a_reader_may_be_short(tmp_path: Path, small_pair: Pair, reader_checkpoint: Path, tokens: int) -> None:
+    command = ["export", "--question-encoder", str(small_pair.question), "--context-encoder", str(small_pair.context)]
+    command += ["--reader", str(reader_checkpoint), "--allow-unpaired", "--reader-max-tokens", str(tokens)]
+    assert main([*command, "--out", str(tmp_path / "b")]) == 0
+    [answer] = Reader(open_bundle(tmp_path / "b"), "fp32", threads=1).read("who?", [("", "someone")], DPR, count=5)
+    assert answer.text == "someone"
+
+
 def test_a_reader_is_no_longer_than_its_positions(tmp_path: Path, vocabulary: list[str]) -> None:
     short = write_reader(tmp_path / "short", vocabulary, seed=6, positions=128)
     assert checkpoint.load(source.resolve(str(short)), "reader", None).max_tokens == 128
