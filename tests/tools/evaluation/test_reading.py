@@ -35,6 +35,9 @@ REPRODUCIBLE = settings(derandomize=True, deadline=None, max_examples=100)
         ("one two two", ["two two three four"], False, 4 / 7),
         ("El año", ["el AÑO"], True, 1.0),
         ("theory an", ["theory"], True, 1.0),
+        ("Jose\u0301 Marti\u0301", ["José Martí"], True, 1.0),
+        ("서울", ["\u1109\u1165\u110b\u116e\u11af"], True, 1.0),
+        ("José", ["Jose"], False, 0.0),  # an accent counts
     ],
 )
 def test_by_hand(answer: str, right: list[str], same: bool, shared: float) -> None:
