@@ -22,9 +22,9 @@ def words(text: str) -> list[str]:
 
 
 def exact_match(answer: str, right: Iterable[str]) -> bool:
-    """Whether the answer is one of the right ones, word for word."""
+    """Whether the answer is one of the right ones, word for word; an empty one, where none was found, never is."""
     found = words(answer)
-    return any(found == words(text) for text in right)
+    return answer != "" and any(found == words(text) for text in right)
 
 
 def f1(answer: str, right: Iterable[str]) -> float:
