@@ -1,4 +1,7 @@
-"""Whether a reader's answer is right: exact match and F1, as SQuAD v1.1 and DPR count them.
+"""Whether a reader's answer is right: exact match and F1, as SQuAD v1.1 counts them, of the passage's own words.
+
+DPR counts by the same rules, but what its tokens decode to, "u. s." for "U.S.", which is right less often: of the same
+spans its number is somewhat lower.
 
 Both compare words: lower-cased, without ASCII punctuation and the English articles (Rajpurkar et al., EMNLP 2016,
 section 4.1; the official evaluate-v1.1.py). Of several right answers the best counts. Composed and decomposed text is
