@@ -19,7 +19,8 @@ In a stream, the error of one request is an ItemError with the same code, reason
   UNKNOWN_CORPUS      NOT_FOUND             no index of that name is served here
   OTHER_BUNDLE        FAILED_PRECONDITION   not the bundle answers that expected_bundle names
   NO_READER           UNIMPLEMENTED         the bundle served here has no reader
-  OVERLOADED          RESOURCE_EXHAUSTED    the queue is full, or its wait exceeds the deadline; nothing was computed
+  OVERLOADED          RESOURCE_EXHAUSTED    a queue is full, or its wait exceeds the deadline; nothing was computed,
+                                            except that an Answer may have searched
   DEADLINE_EXCEEDED   DEADLINE_EXCEEDED     too late, or impossible in the time given
   DRAINING            UNAVAILABLE           the server is shutting down: try another
   ENGINE_DOWN         UNAVAILABLE           the engine has died; another one will be there soon
