@@ -45,7 +45,7 @@ class ServerSettings:
     """What `narrows serve` runs with."""
 
     bundle: Path = field(metadata={"about": About("bundle of towers", flag=True)})
-    index: Path | None = _setting(None, "index to search; without one only Encode and Tokenize answer", flag=True)  # noqa: RUF009
+    index: Path | None = _setting(None, "index to search; without one no Search, GetPassages or Answer", flag=True)  # noqa: RUF009
     variant: str = _setting("", "question encoder's variant; default: the fastest that passed for the index", flag=True)
     listen: str = _setting("127.0.0.1:50051", "HOST:PORT; port 0 picks a free one", flag=True)
     device: str = _setting(
