@@ -246,8 +246,11 @@ class AsyncClient:
     ) -> Answers:
         """Reads passages, (title, text), and returns their words that answer a question, best first; as `answer`."""
         pairs = messages.listed(passages, "read")
-        request = ReadOptions(spans, rule, expected_bundle).read_request(question, pairs)
-        return reading_messages.answers_of(await self._call(self._reader.Read, request, timeout_s))
+        options = ReadOptions(spans, rule, expected_bundle)
+        parts = await self._parts(pairs, timeout_s) or [pairs]  # without any the server says what is wrong
+        requests = [options.read_request(question, part) for part in parts]
+        replies = [await self._call(self._reader.Read, request, timeout_s) for request in requests]
+        return reading_messages.merged(list(map(reading_messages.answers_of, replies)), parts, spans)
 
     async def get_passages(
         self, ids: Sequence[str], *, view: View = "full", corpus: str = "", timeout_s: float | None = None

@@ -1,7 +1,8 @@
 """What clients send to a reader and get from it: plain values, and the contract's messages (narrows.messages)."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from narrows import errors
@@ -80,3 +81,19 @@ def answers_of(reply: pb.AnswerResponse | pb.ReadResponse) -> Answers:
     )
     hits = reply.hits if isinstance(reply, pb.AnswerResponse) else ()
     return Answers(spans, tuple(map(hit_of, hits)), served_of(reply.served))
+
+
+def merged(answers: Sequence[Answers], parts: Sequence[Sequence[object]], count: int) -> Answers:
+    """The best spans of several calls that each read a part of the passages: what one call would have answered.
+
+    `served` is that of the call that took longest.
+    """
+    firsts = itertools.accumulate(map(len, parts), initial=0)
+    spans = [
+        replace(span, passage=first + span.passage)
+        for first, found in zip(firsts, answers, strict=False)  # the last sum is of all passages
+        for span in found.spans
+    ]
+    spans.sort(key=lambda span: -span.relevance_score)  # stable: of equally relevant passages the earlier one is first
+    slowest = max(answers, key=lambda found: found.served.timings.read_ms)
+    return Answers(tuple(spans[:count]), (), slowest.served)

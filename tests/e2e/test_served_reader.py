@@ -121,6 +121,25 @@ def test_many_tasks_at_a_time(reading_server: ServerProcess, offline: Reader) ->
     assert all(len(answers.hits) == 5 for answers in found[-len(QUESTIONS) :])
 
 
+@pytest.mark.parametrize("rule", ["dpr", "hugging-face"])
+def test_more_passages_than_one_call_may_hold(
+    reading_server: ServerProcess, asking: Client, offline: Reader, rule: str
+) -> None:
+    """The answers are those of one call, though equally relevant passages lie in different parts."""
+
+    async def read(question: str) -> Answers:
+        async with AsyncClient(reading_server.address, timeout_s=60.0) as client:
+            return await client.read(question, passages, spans=20, rule=rule)
+
+    passages = [*PASSAGES, *PASSAGES[::-1], *PASSAGES, *PASSAGES]  # parts of 64 and 56
+    for question in QUESTIONS[:2]:
+        together = offline.read(question, passages, RULES[rule], count=20)
+        assert {answer.passage >= 64 for answer in together} == {True, False}
+        found = asking.read(question, passages, spans=20, rule=rule)
+        assert plain(found) == plain(asyncio.run(read(question))) == together
+        assert (found.served.bundle, found.hits) == ("reading", ())
+
+
 def test_the_server_says_that_it_reads(asking: Client, reading_server: ServerProcess, reading_bundle: Bundle) -> None:
     assert {"answer", "read"} <= set(asking.server_info().features)
     with grpc.insecure_channel(reading_server.address) as channel:
@@ -135,7 +154,6 @@ def test_the_server_says_that_it_reads(asking: Client, reading_server: ServerPro
         ({"question": " "}, "question", "the question is empty"),
         ({"question": "x" * 20_000}, "question", "20000 bytes of text; at most 16384"),
         ({"passages": []}, "passages", "at least one of passages"),
-        ({"passages": [("t", "x")] * 65}, "passages", "65 passages in one call; at most 64"),
         ({"passages": [("", " ")]}, r"passages[0]", "neither title nor text"),
     ],
 )
@@ -202,6 +220,15 @@ def test_an_unknown_rule_or_view_is_refused_by_the_server(reading_server: Server
                 stub.Answer(request, timeout=30)
             assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
             assert dict(raised.value.trailing_metadata())["narrows-field"] == field
+
+
+def test_too_many_passages_in_one_call_are_refused_by_the_server(reading_server: ServerProcess) -> None:
+    request = pb.ReadRequest(question="who?", passages=[pb.Passage(text="x")] * 65)
+    with grpc.insecure_channel(reading_server.address) as channel:
+        stub = retrieval_pb2_grpc.ReaderServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="65 passages in one call; at most 64") as raised:
+            stub.Read(request, timeout=30)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_question_that_fills_the_reader_has_no_answer_and_harms_nobody(asking: Client) -> None:
