@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -378,13 +379,38 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, tokenizer: Path, kind: str) -
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "noise"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "short", "noise"])
 def test_a_damaged_file(tmp_path: Path, small_pair: Pair, tokenizer: Path, damage: str) -> None:
     file = write_cp(tmp_path / "x.cp", original_names(small_pair.question))
     data = file.read_bytes()
-    file.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "noise": b"noise" * 1000}[damage])
+    cut = {"cut": data[: len(data) // 2], "short": data[:-5]}
+    file.write_bytes({"empty": b"", **cut, "noise": b"noise" * 1000}[damage])
     with pytest.raises(CheckpointError, match=r"x\.cp (is damaged|cannot be read)"):
         export(tmp_path / "b", file, file, tokenizer=str(tokenizer))
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from narrows_export import original
+used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used_bytes + 2**25,) * 2)
+original.read(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_that_does_not_fit_into_memory_is_not_called_damaged(tmp_path: Path, kind: str) -> None:
+    file = write_cp(tmp_path / "x.cp", {"question_model.large": torch.ones(2**25)}, zipped=FORMATS[kind])
+    command = [sys.executable, "-c", LITTLE_MEMORY, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert "x.cp does not fit into the memory that is free: free some" in done.stderr
+    assert "damaged" not in done.stderr
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"x\.cp"):  # which the command line prints
+        original.read(tmp_path / "x.cp")
 
 
 @pytest.mark.parametrize("content", [{"weights": torch.ones(1)}, [torch.ones(1)], {"model_dict": {"a": 1}}])
