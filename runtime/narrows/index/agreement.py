@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from narrows.encoder import Embeddings
-
 LEAST_COSINE = 0.999  # of each passage: half precision on a GPU keeps 0.9999, another text does not
 MOST_NORM_DIFFERENCE = 0.01  # relative: inner products are of lengths, too
+
+Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Comparison:
         return Agreement(len(cosines), float(cosines.min()), float(cosines.mean()), float(self.norm_differences.max()))
 
 
-def compare(again: Embeddings, given: Embeddings) -> Comparison:
+def compare(again: Vectors, given: Vectors) -> Comparison:
     """Compares vectors, (rows, dim), with those of the same passages, encoded again."""
     one, other = again.astype(np.float64), given.astype(np.float64)
     norms, given_norms = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
