@@ -43,7 +43,7 @@ class Comparison:
 
 
 def compare(again: Vectors, given: Vectors) -> Comparison:
-    """Compares vectors, (rows, dim), with those of the same passages, encoded again."""
+    """Compares the vectors given of some passages, (rows, dim), with those that they should be."""
     one, other = again.astype(np.float64), given.astype(np.float64)
     norms, given_norms = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
     cosines = (one * other).sum(axis=1) / np.maximum(norms * given_norms, 1e-30)

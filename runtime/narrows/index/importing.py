@@ -153,9 +153,10 @@ def _write_vectors(
                 raise _too_many(block.ids, rows, wanted, request)
             rows, vectors = rows[wanted], block.vectors[wanted]
             seen[rows] = True
-            if len(rows):
-                max_norm = max(max_norm, float(np.linalg.norm(vectors.astype(np.float64), axis=1).max()))
-            for first, last in _runs(rows) if len(rows) else ():
+            if not len(rows):
+                continue
+            max_norm = max(max_norm, float(np.linalg.norm(vectors.astype(np.float64), axis=1).max()))
+            for first, last in _runs(rows):
                 out.seek(len(start) + int(rows[first]) * dim * 4)
                 out.write(np.ascontiguousarray(vectors[first:last], dtype="<f4").data)
             written += len(rows)

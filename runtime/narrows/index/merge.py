@@ -91,9 +91,7 @@ def _done_in_place(sources: Sequence[Path], target: Target) -> BuildReport | Non
         return None
     current = store.current_generation(target.out)
     journal = unfinished.read_journal(target.out / current) if current else None
-    if journal is None or journal.inputs.program != PROGRAM:
-        return None
-    if not _is_of(journal, sources, target.out):
+    if journal is None or journal.inputs.program != PROGRAM or not _is_of(journal, sources, target.out):
         return None
     with held(target, journal.inputs) as begun:
         return report(target, *begun.done, begun.done[1].count, 0.0) if begun.done else None

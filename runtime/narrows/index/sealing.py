@@ -12,7 +12,7 @@ from narrows.bundle import Bundle
 from narrows.encoder import Embeddings
 from narrows.errors import IndexFileError
 from narrows.index import filling, presets, store, structures, tuning, unfinished
-from narrows.index.agreement import Agreement
+from narrows.index.agreement import Agreement, compare
 from narrows.index.approximate import ApproximateIndex
 from narrows.index.flat import FlatIndex
 from narrows.index.opened import open_vectors
@@ -90,10 +90,7 @@ def seal(
         plan = replace(plan, search=settings)
     cosine = _least_cosine(index, vectors) if index.fidelity == "coded" else 1.0
     if not cosine > 0:
-        raise IndexFileError(
-            f"FAISS cannot decode the vectors of {plan.factory!r} (the lowest cosine with what was encoded is "
-            f"{cosine:.2f}): keep vectors beside it (--rescore fp16), or take another"
-        )
+        raise structures.undecodable(repr(plan.factory), f"the lowest cosine with what was encoded is {cosine:.2f}")
     manifest = _describe(journal, origin, target.name, plan, recall, cosine, directory)
     generation = store.publish(path, directory, manifest)
     unfinished.finish(path, generation)
@@ -110,10 +107,7 @@ def _encoded(bundle: Bundle, passage_variant: str, questions: Sequence[str], thr
 def _least_cosine(index: FlatIndex | ApproximateIndex, vectors: VectorFile) -> float:
     """The lowest cosine of a coded vector with what it codes, in a sample."""
     rows = np.unique(np.linspace(0, vectors.count - 1, DECODED_ROWS).astype(np.int64))
-    exact = vectors.rows(rows).astype(np.float64)
-    coded = index.decode(rows).astype(np.float64)
-    norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(coded, axis=1)
-    return float(((exact * coded).sum(axis=1) / np.maximum(norms, 1e-30)).min())
+    return float(compare(vectors.rows(rows), index.decode(rows)).cosines.min())
 
 
 def _describe(

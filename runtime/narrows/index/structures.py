@@ -132,11 +132,15 @@ def decode(index: faiss.Index, rows: Rows) -> npt.NDArray[np.float32]:
     try:
         found: npt.NDArray[np.float32] = index.reconstruct_batch(rows)
     except RuntimeError as error:
-        raise IndexFileError(
-            f"FAISS cannot decode the vectors of {type(index).__name__} ({reason(error)}): keep vectors beside it "
-            "(--rescore fp16), or take another"
-        ) from None
+        raise undecodable(type(index).__name__, reason(error)) from None
     return found
+
+
+def undecodable(what: str, why: str) -> IndexFileError:
+    """The failure where a structure does not give its vectors back."""
+    return IndexFileError(
+        f"FAISS cannot decode the vectors of {what} ({why}): keep vectors beside it (--rescore fp16), or take another"
+    )
 
 
 def probing(index: faiss.Index) -> Iterator[faiss.SearchParameters]:
